@@ -1,0 +1,92 @@
+"""What the terminal shows: which stage, how far, how fast, and the results in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import rich.console
+
+from rise_ray.report.table import results_table
+from rise_ray.rollout.collect import Tally
+
+_EVERY_S = 5.0
+
+
+class Console:
+    """Plain lines with elapsed time: readable in a terminal, in a job's log and in CI."""
+
+    def __init__(self) -> None:
+        self._out = rich.console.Console(highlight=False)
+        self._started = time.monotonic()
+        self._last = 0.0
+        self._rolling = 0.0
+
+    def line(self, text: str) -> None:
+        """A line with the time since the start."""
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        self._out.print(f"{minutes:3d}:{seconds:02d}  {text}", markup=False, soft_wrap=True)
+
+    def begin(self, stage: str, phase: str) -> None:
+        """A stage starts."""
+        self.line(f"{stage}: {phase}")
+        self._rolling = time.monotonic()
+
+    def step(self, text: str) -> None:
+        """Something inside a stage."""
+        self.line(f"  {text}")
+
+    def end(self, seconds: float) -> None:
+        """The stage is done."""
+        self.step(f"done in {seconds:.0f} s")
+
+    def rolled(self, done: int, total: int, tally: Tally) -> None:
+        """Progress of a rollout phase, every few seconds and at its end."""
+        now = time.monotonic()
+        if done < total and now - self._last < _EVERY_S:
+            return
+        self._last = now
+        rate = tally.tokens / max(now - self._rolling, 1e-9)
+        self.step(f"{done:,} of {total:,} episodes, {rate:,.0f} tokens/s")
+
+    @contextmanager
+    def following(self, tracker: Any) -> Iterator[None]:
+        """Show the training's newest record every few seconds, from beside the training."""
+        stop = threading.Event()
+
+        def follow() -> None:
+            seen = None
+            while not stop.wait(_EVERY_S):
+                record = ray.get(tracker.latest.remote())
+                if record and record != seen and "step" in record:
+                    seen = record
+                    self.step(
+                        f"step {record['step']:,} of {record['steps']:,}, loss "
+                        f"{record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s"
+                    )
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def scores(self, record: Mapping[str, Any]) -> None:
+        """An evaluation's main figures in one line."""
+        metrics = record["metrics"]
+        shown = [f"{name} {100 * metric['value']:.1f}" for name, metric in metrics.items()
+                 if metric["value"] is not None and name.startswith(("m1@", "m5@", "p1@", "pass@"))]
+        self.step(", ".join(shown))
+
+    def results(
+        self, records: Sequence[Mapping[str, Any]], comparisons: Sequence[Any], report: str
+    ) -> None:
+        """The results table and where the report is."""
+        self._out.print(results_table(records, comparisons))
+        self._out.print(f"Report: {report}", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""RISE's evaluation protocol: which episodes to roll, and metrics with intervals."""

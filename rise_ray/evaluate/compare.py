@@ -1,0 +1,131 @@
+"""Paired comparisons of models on the same problems: the sentences of the report, as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rise_ray.evaluate.intervals import ProblemValues, bootstrap_difference
+from rise_ray.evaluate.metrics import EvalResult
+
+BASE = "base"
+CONTROL = "control"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One metric minus another with its 95% interval, on `n` common problems."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A metric of a model."""
+
+    model: str
+    metric: str
+
+
+def paired(a: ProblemValues, b: ProblemValues, *, bootstrap: int, seed: int) -> Difference:
+    """Metric `a` minus metric `b` on the problems that both have, by a paired bootstrap.
+
+    Args:
+        a, b: problem by problem, from `EvalResult.values`.
+        bootstrap: resamples.
+        seed: of the draws.
+
+    A problem without a case of either metric (left out because of errors, or nothing to fix in
+    a fix rate) is left out of both. Without a common problem value, low and high are None.
+    """
+    known = set(_with_cases(b))
+    common = tuple(problem_id for problem_id in _with_cases(a) if problem_id in known)
+    if not common:
+        return Difference(None, None, None, 0)
+    interval = bootstrap_difference(a.at(common), b.at(common), bootstrap=bootstrap, seed=seed)
+    return Difference(interval.value, interval.low, interval.high, len(common))
+
+
+def standard_comparisons(
+    results: Mapping[str, EvalResult], *, bootstrap: int, seed: int
+) -> list[dict[str, Any]]:
+    """The report's comparisons, as plain data.
+
+    Args:
+        results: by model (`base`, `iteration-1`, ..., `control`), iterations in order.
+        bootstrap: resamples.
+        seed: of the draws.
+
+    Returns:
+        For each comparison `left` and `right` (model, metric, value), a `note` on it, and the
+        difference left minus right: `value`, `low`, `high`, `n`. Left is the last iteration
+        (the base if there is none).
+    """
+    comparisons = []
+    for left, right, note in _pairs(results):
+        a = results[left.model].values[left.metric]
+        b = results[right.model].values[right.metric]
+        comparisons.append(
+            {
+                "left": {**asdict(left), "value": a.value},
+                "right": {**asdict(right), "value": b.value},
+                "note": note,
+                **asdict(paired(a, b, bootstrap=bootstrap, seed=seed)),
+            }
+        )
+    return comparisons
+
+
+def _pairs(results: Mapping[str, EvalResult]) -> Iterator[tuple[Figure, Figure, str]]:
+    """The standard pairs that these results allow; one turn leaves nothing sequential."""
+    last = [model for model in results if model != CONTROL][-1]
+    turns, parallel = results[last].turns, results[last].parallel
+    voted = Figure(last, f"m1@t{turns}")
+    if last != BASE and BASE in results:
+        yield voted, Figure(BASE, voted.metric), "the trained model against the untrained one"
+    if turns > 1 and parallel > 1:
+        own = Figure(last, f"m{parallel}@t1")
+        yield voted, own, "one sequential run against a parallel vote of the same model"
+        shorter = _affordable_turns(results[last])
+        if shorter is not None:
+            yield Figure(last, f"m1@t{shorter}"), own, "within the same generated tokens"
+    if CONTROL in results:
+        yield voted, _best_vote(results[CONTROL]), "the control's better vote"
+        if turns > 1:
+            yield Figure(last, "m1@t1"), Figure(CONTROL, "m1@t1"), "first answers alone"
+    if turns > 1:
+        oracle = Figure(last, f"p1@t{turns}")
+        yield oracle, Figure(last, f"pass@{parallel}"), "oracle figures, both"
+        yield Figure(last, f"acc@t{turns}"), Figure(last, "acc@t1"), "last turn against first"
+
+
+def _affordable_turns(result: EvalResult) -> int | None:
+    """Turns that cost no more generated tokens than the parallel set, on average.
+
+    None if not even one does, or the whole run does: then the comparison at equal samples
+    already spends no more.
+    """
+    budget = result.values["tokens_parallel"].value
+    spent = [result.values[f"tokens@t{turn}"].value for turn in range(1, result.turns + 1)]
+    if budget is None:
+        return None
+    turns = sum(tokens is not None and tokens <= budget for tokens in spent)
+    return turns if 1 <= turns < result.turns else None
+
+
+def _best_vote(control: EvalResult) -> Figure:
+    """The control's better vote: giving it the choice keeps the comparison honest."""
+    votes = [f"m{control.parallel}@t1", f"m1@t{control.turns}"]
+    return Figure(CONTROL, max(votes, key=lambda name: control.values[name].value or 0.0))
+
+
+def _with_cases(values: ProblemValues) -> list[str]:
+    return [
+        problem_id
+        for problem_id, cases in zip(values.problem_ids, values.denominator, strict=True)
+        if cases > 0
+    ]

@@ -1,0 +1,259 @@
+"""RISE's words as data: problems, states, attempts, verdicts, trajectories, examples.
+
+A single-turn problem becomes a multi-turn Markov decision process (RISE, arXiv 2407.18219,
+section 3): the state is the prompt and every earlier attempt with its feedback, the action is a
+whole response, the reward says whether its answer is right. Everything here is a frozen value
+without behaviour that needs Ray, vLLM or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """What the verifier found."""
+
+    CORRECT = "correct"
+    """The answer was extracted and equals the reference."""
+    INCORRECT = "incorrect"
+    """The answer was extracted, compared, and differs from the reference."""
+    UNPARSEABLE = "unparseable"
+    """The response holds no answer that the task can read."""
+    ERROR = "error"
+    """The check itself failed (deadline, memory, crash): nothing is known about the answer."""
+
+
+class FinishReason(StrEnum):
+    """Why the model stopped writing a response."""
+
+    STOP = "stop"
+    """It ended its turn itself."""
+    LENGTH = "length"
+    """It reached the token limit: the response is truncated."""
+
+
+class StopReason(StrEnum):
+    """Why a trajectory ended."""
+
+    SUCCESS = "success"
+    """A right answer, where `stop_on_success` asks to stop there."""
+    MAX_TURNS = "max_turns"
+    """All turns were taken."""
+    CONTEXT_OVERFLOW = "context_overflow"
+    """The next state plus one response would not fit the model's context."""
+    ERROR = "error"
+    """The episode failed (`Trajectory.error` says how); its rows never become training data."""
+
+
+class Phase(StrEnum):
+    """What a trajectory was rolled out for."""
+
+    COLLECT = "collect"
+    EVAL = "eval"
+    CONTROL = "control"
+    """Single-turn samples of the control (rejection-sampling fine-tuning)."""
+    CONTROL_EVAL = "control_eval"
+    """The evaluation of a model that the control trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem of a task.
+
+    `id` is unique in the task and stable over runs; `reference` is the right answer as text;
+    `solution` is a worked solution where the data set has one; `data` holds what the task's
+    checker needs beside them (JSON-serialisable).
+    """
+
+    id: str
+    task: str
+    question: str
+    reference: str
+    solution: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verifier's finding on one response.
+
+    `answer` is the normalised extracted answer, the unit of majority votes (None where none was
+    extracted); `reason` says why for a person; `claims_correct` is the response's own opinion
+    of its answer, None where the task cannot tell.
+    """
+
+    outcome: Outcome
+    answer: str | None
+    reason: str
+    claims_correct: bool | None = None
+    verifier_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One response in one state.
+
+    `token_ids` are the sampled ids themselves, with the end-of-turn token when
+    `finish_reason` is `stop`; they are spliced into later states and never made again from
+    `text`. `weight_version` is the iteration number of the weights that sampled it, -1 for a
+    response that no model of the run wrote (a teacher's).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    verdict: Verdict
+    weight_version: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A visited state's attempt, the candidates sampled to improve on it, and the feedback.
+
+    `feedback_ids` are the tokens between this attempt and the next one (end of the assistant's
+    turn if the attempt was truncated, the user's feedback, the next assistant header); empty on
+    a trajectory's last turn.
+    """
+
+    attempt: Attempt
+    candidates: tuple[Attempt, ...] = ()
+    feedback_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One episode on one problem, on-policy, as it is stored.
+
+    `window` is the number of turns a state shows at most, the one being taken included
+    (RISE's k: `window - 1` earlier attempts); None shows all.
+    """
+
+    id: str
+    run: str
+    iteration: int
+    phase: Phase
+    problem: Problem
+    sample: int
+    prompt_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    window: int | None
+    error: str | None = None
+
+
+class SegmentKind(StrEnum):
+    """What a run of tokens in a state is."""
+
+    PROMPT = "prompt"
+    ATTEMPT = "attempt"
+    FEEDBACK = "feedback"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens with one origin."""
+
+    kind: SegmentKind
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the model sees before it writes: the prompt, then attempt, feedback, attempt, ..."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The segments' ids, concatenated."""
+        return tuple(i for segment in self.segments for i in segment.token_ids)
+
+
+def state_at(
+    prompt_ids: Sequence[int], turns: Sequence[Turn], turn: int, window: int | None
+) -> State:
+    """The state in which turn number `turn` (from 0) is taken.
+
+    Args:
+        prompt_ids: the rendered prompt up to and including the first assistant header.
+        turns: at least the first `turn` turns, each with its `feedback_ids`.
+        turn: which turn is about to be taken; 0 gives the bare prompt.
+        window: RISE's k: only the last `window - 1` earlier turns are shown, whole; None, all.
+
+    Without a window a state's ids extend those of the state before it.
+    """
+    first = 0 if window is None else max(0, turn - (window - 1))
+    segments = [Segment(SegmentKind.PROMPT, tuple(prompt_ids))]
+    for earlier in turns[first:turn]:
+        segments.append(Segment(SegmentKind.ATTEMPT, earlier.attempt.token_ids))
+        segments.append(Segment(SegmentKind.FEEDBACK, earlier.feedback_ids))
+    return State(tuple(segments))
+
+
+def trajectory_id(run: str, iteration: int, phase: Phase, problem_id: str, sample: int) -> str:
+    """The id of an episode: fixed before it runs, so that writing it twice writes it once."""
+    return f"{run}/iteration={iteration}/{phase.value}/{problem_id}/{sample}"
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from the names of what it is for; equal parts give equal seeds anywhere."""
+    text = "\x1f".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start` to `end` (exclusive) of an example that carry the loss weight `weight`."""
+
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an example came from, down to the response.
+
+    `source` is `attempt`, `candidate`, `teacher` or `demonstration`; `turn` and `candidate` are
+    indices in the trajectory (candidate -1: the attempt itself). A demonstration has no
+    trajectory: its `trajectory_id` is its own id and its versions are -1 and empty.
+    """
+
+    source: str
+    rule: str
+    trajectory_id: str
+    problem_id: str
+    iteration: int
+    turn: int
+    candidate: int
+    reward: float
+    seed: int
+    weight_version: int
+    verifier_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What the trainer eats: state and response ids, and the loss weight of each token span.
+
+    Weights are as the relabel rule gave them; training divides them by the data set's mean.
+    """
+
+    id: str
+    input_ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    provenance: Provenance

@@ -1,0 +1,49 @@
+"""Where a model is: packaged, in a folder, under a URI, or on the hub.
+
+And in which precision it runs: the one place that looks at the kind of device.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from rise_ray.errors import ModelError
+from rise_ray.store.files import Folder
+
+PACKAGE = "package:"
+
+
+def locate_model(path: str) -> str:
+    """What Hugging Face and vLLM can load on this node: a local folder, or a hub name.
+
+    Args:
+        path: `package:NAME` (shipped with rise-ray), a local folder, a URI, or a hub name.
+
+    Raises:
+        ModelError: a folder or packaged model that is named is not there.
+    """
+    if path.startswith(PACKAGE):
+        folder = Path(str(resources.files("rise_ray.models") / path.removeprefix(PACKAGE)))
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model {path}: rise-ray ships no model of this name")
+        return str(folder)
+    if "://" in path:
+        return str(Folder(path).localize())
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise ModelError(f"model {path}: the folder has no config.json: not a Hugging Face model")
+        return path
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(f"model {path}: there is no such folder")
+    return path
+
+
+def resolve_dtype(
+    setting: Literal["auto", "float32", "bfloat16"], num_gpus: float
+) -> Literal["float32", "bfloat16"]:
+    """`auto` is bfloat16 for an actor that has a GPU and float32 for one that has none."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if num_gpus else "float32"

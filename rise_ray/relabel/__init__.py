@@ -1,0 +1,1 @@
+"""From stored trajectories to weighted examples: pure functions."""

@@ -1,0 +1,155 @@
+"""Relabeling as a streaming Ray Data job: trajectory parts in, an examples folder out.
+
+    read parquet -> relabel (a pure function of each trajectory) -> random order -> parts
+
+Trajectories are never read by the driver; examples pass through it one part at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from rise_ray.config import RelabelConfig
+from rise_ray.errors import TrainError
+from rise_ray.mdp import Phase, derive_seed
+from rise_ray.relabel.examples import relabel_all
+from rise_ray.store.examples import (
+    EXAMPLE_SCHEMA,
+    EXAMPLES_PER_PART,
+    MANIFEST,
+    ExampleManifest,
+    ExamplePart,
+    example_weight,
+    examples_to_table,
+    write_manifest,
+    write_part,
+)
+from rise_ray.store.files import Folder
+from rise_ray.store.trajectories import TrajectoryStore, trajectory_from_row
+
+_TASK_CPUS = 0.25  # light tasks: they run beside idle rollout workers on small machines
+_NO_EXAMPLE = -1  # the `order` of a row that only carries counts
+
+# A row is an example with its place in the random order and its weight, or counts alone.
+_ROW_SCHEMA = pa.schema(
+    [
+        *(field.with_nullable(True) for field in EXAMPLE_SCHEMA),
+        pa.field("order", pa.int64()),
+        pa.field("weight", pa.float64()),
+        pa.field("dropped", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RelabelResult:
+    """What the job wrote, and the responses that entered no example, by reason."""
+
+    manifest: ExampleManifest
+    dropped: dict[str, int]
+
+
+def write_relabeled(
+    store: TrajectoryStore,
+    phases: Sequence[tuple[int, Phase]],
+    config: RelabelConfig,
+    max_tokens: int,
+    seed: int,
+    output: Folder,
+) -> RelabelResult:
+    """Relabel the stored trajectories of `phases` into the examples folder `output`.
+
+    The result depends on the trajectories, the rule and the seed only: not on their parts, the
+    cluster, or an earlier try.
+
+    Args:
+        store, phases: what to read, as (iteration, phase).
+        config: the rule.
+        max_tokens: longest example.
+        seed: of the examples' order and of the control's draws.
+        output: an examples folder; replaced.
+
+    Raises:
+        TrainError: no response passed the rule.
+    """
+    paths = [
+        f"{store.phase(iteration, phase).path}/{name}"
+        for iteration, phase in phases
+        for name in store.parts(iteration, phase)
+    ]
+    if not paths:
+        raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
+    rows = (
+        ray.data.read_parquet(
+            paths,
+            filesystem=store.folder.arrow(),
+            ray_remote_args={"num_cpus": _TASK_CPUS},
+            partitioning=None,
+        )
+        .map_batches(
+            _relabel_batch,
+            fn_kwargs={"config": config, "max_tokens": max_tokens, "seed": seed},
+            batch_size=64,
+            batch_format="pyarrow",
+            num_cpus=_TASK_CPUS,
+        )
+        .sort(["order", "id"])
+    )
+    return _write(rows, output)
+
+
+def _relabel_batch(
+    table: pa.Table, config: RelabelConfig, max_tokens: int, seed: int
+) -> pa.Table:
+    trajectories = {row["id"]: trajectory_from_row(row) for row in table.to_pylist()}
+    result = relabel_all(trajectories.values(), config, max_tokens, seed)
+    examples = examples_to_table(result.examples)
+    columns: dict[str, Any] = {name: examples[name] for name in EXAMPLE_SCHEMA.names}
+    columns["order"] = pa.array([derive_seed(seed, e.id) for e in result.examples], pa.int64())
+    columns["weight"] = pa.array([example_weight(e) for e in result.examples], pa.float64())
+    columns["dropped"] = pa.nulls(len(result.examples), pa.string())
+    counts = {"order": _NO_EXAMPLE, "dropped": json.dumps(result.dropped)}
+    return pa.concat_tables(
+        [
+            pa.Table.from_pydict(columns, schema=_ROW_SCHEMA),
+            pa.Table.from_pylist([counts], schema=_ROW_SCHEMA),
+        ]
+    )
+
+
+def _write(rows: Any, output: Folder) -> RelabelResult:
+    output.remove(MANIFEST)  # parts are about to change: until the new manifest, unfinished
+    dropped: Counter[str] = Counter()
+    weights: list[float] = []
+    parts: list[ExamplePart] = []
+    pending: pa.Table | None = None
+    for batch in rows.iter_batches(batch_size=EXAMPLES_PER_PART, batch_format="pyarrow"):
+        for counts in batch["dropped"].drop_null().to_pylist():
+            dropped.update(json.loads(counts))
+        table = batch.filter(pc.not_equal(batch["order"], _NO_EXAMPLE))
+        pending = table if pending is None else pa.concat_tables([pending, table])
+        while pending.num_rows >= EXAMPLES_PER_PART:
+            parts.append(_part(output, len(parts), pending.slice(0, EXAMPLES_PER_PART), weights))
+            pending = pending.slice(EXAMPLES_PER_PART)
+    if pending is not None and pending.num_rows:
+        parts.append(_part(output, len(parts), pending, weights))
+    if not parts:
+        raise TrainError(
+            f"relabeling left no example to train on; responses dropped by reason: {dict(dropped)}"
+        )
+    manifest = write_manifest(output, parts, math.fsum(weights))
+    return RelabelResult(manifest, dict(dropped))
+
+
+def _part(output: Folder, index: int, table: pa.Table, weights: list[float]) -> ExamplePart:
+    weights += table["weight"].to_pylist()
+    return write_part(output, index, table.select(EXAMPLE_SCHEMA.names))

@@ -1,0 +1,92 @@
+"""Rewards and weights (RISE, arXiv 2407.18219, section 4): what a checked response is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rise_ray.mdp import Attempt, FinishReason, Outcome, Trajectory
+
+
+def reward_of(attempt: Attempt, unparseable_reward: float) -> float | None:
+    """1 if right, 0 if wrong, `unparseable_reward` without a readable answer.
+
+    None where no reward is known: the check failed, or the response was truncated. None never
+    becomes a number further on; such a response enters neither the data nor a mean.
+    """
+    if attempt.finish_reason is FinishReason.LENGTH:
+        return None
+    match attempt.verdict.outcome:
+        case Outcome.CORRECT:
+            return 1.0
+        case Outcome.INCORRECT:
+            return 0.0
+        case Outcome.UNPARSEABLE:
+            return unparseable_reward
+        case Outcome.ERROR:
+            return None
+
+
+def mean_reward(attempts: Iterable[Attempt], unparseable_reward: float) -> float | None:
+    """Mean of the known rewards; None where there are none."""
+    rewards = [r for a in attempts if (r := reward_of(a, unparseable_reward)) is not None]
+    return sum(rewards) / len(rewards) if rewards else None
+
+
+def center_of(
+    trajectory: Trajectory,
+    turn: int,
+    centering: Literal["none", "problem", "state"],
+    unparseable_reward: float,
+) -> float | None:
+    """What is subtracted from a reward before it becomes a weight.
+
+    `none`: 0 (the released code). `problem`: the mean over every response to the problem in this
+    trajectory (the paper: the raw form favours easy problems). `state`: the mean over the
+    state's candidates.
+    """
+    if centering == "none":
+        return 0.0
+    if centering == "state":
+        return mean_reward(trajectory.turns[turn].candidates, unparseable_reward)
+    everything = [a for t in trajectory.turns for a in (t.attempt, *t.candidates)]
+    return mean_reward(everything, unparseable_reward)
+
+
+def weight_of(reward: float, center: float, tau: float) -> float:
+    """w = exp((reward - center) / tau): reward-weighted regression."""
+    return math.exp((reward - center) / tau)
+
+
+def is_degenerate(text: str) -> bool:
+    """One word more than 150 times, or a word of more than 300 characters (released code)."""
+    words = text.split()
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return any(len(word) > 300 for word in words) or max(counts.values(), default=0) > 150
+
+
+def passes(
+    name: Literal["all", "better", "best", "success"],
+    reward: float,
+    earlier: Sequence[float | None],
+) -> bool | None:
+    """RISE's filters on a response with `reward` after attempts with the rewards `earlier`.
+
+    `all`; `better`: above the turn before; `best`: no earlier turn is higher; `success`: right.
+    The first turn has none before it and is `better` and `best`. None where an earlier reward
+    that decides is unknown.
+    """
+    if name == "all":
+        return True
+    if name == "success":
+        return reward == 1.0
+    if not earlier:
+        return True
+    if name == "better":
+        return None if earlier[-1] is None else reward > earlier[-1]
+    if any(r is not None and r > reward for r in earlier):
+        return False
+    return None if None in earlier else True

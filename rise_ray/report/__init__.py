@@ -1,0 +1,1 @@
+"""Results for people: the terminal table and the self-contained HTML page."""

@@ -1,0 +1,159 @@
+"""Pictures of the page as inline SVG: text and axes take the page's colour, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rise_ray.report.records import Record, protocol
+from rise_ray.report.words import printable
+
+# A colour that nothing else has: replaced by `currentColor` in the finished SVG.
+_INK = "#010203"
+_BASE, _CONTROL = "#8b929e", "#d9822b"
+# Earlier iterations are paler; each reads on white and on near-black.
+_ITERATION = ("#3b82f6", "#6d9ff2", "#93b8f3")
+_STYLE = {
+    "svg.fonttype": "none",  # the page's own font
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,
+}
+
+End = tuple[float, float, str, str]
+"""Where a line ends (x, y), its name and colour."""
+
+
+def accuracy_by_turn(evaluated: Mapping[str, Record]) -> str:
+    """Unvoted accuracy at each turn, one line per model with its 95% band."""
+    axes = _axes("turn", "right, percent of problems")
+    colours = model_colours(list(evaluated))
+    longest = max(protocol(record)[0] for record in evaluated.values())
+    axes.set_xticks(range(1, longest + 1))
+    ends = []
+    for model, record in evaluated.items():
+        turns = range(1, protocol(record)[0] + 1)
+        accuracy = [record["metrics"][f"acc@t{turn}"] for turn in turns]
+        if accuracy[0]["value"] is not None:
+            ends.append(_banded_line(axes, model, turns, accuracy, colours[model]))
+    _label_ends(axes, ends)
+    return _svg(axes, "accuracy-by-turn")
+
+
+def accuracy_by_tokens(record: Record) -> str:
+    """Accuracy of the sequential and of the parallel vote over what they cost in tokens."""
+    turns, parallel = protocol(record)
+    metrics = record["metrics"]
+    axes = _axes("generated tokens per problem, mean", "right by majority vote, percent")
+    ends = []
+    if metrics["m1@t1"]["value"] is not None:
+        spent = [metrics[f"tokens@t{turn}"]["value"] for turn in range(1, turns + 1)]
+        voted = [metrics[f"m1@t{turn}"] for turn in range(1, turns + 1)]
+        ends.append(_banded_line(axes, "sequential", spent, voted, _ITERATION[0]))
+    if parallel > 1 and metrics[f"m{parallel}@t1"]["value"] is not None:
+        # Answers of a set are drawn alike: k of them cost k times one. A vote of one is no vote.
+        answer = metrics["tokens_parallel"]["value"] / parallel
+        sizes = range(2, parallel + 1)
+        voted = [metrics[f"m{size}@t1"] for size in sizes]
+        ends.append(_banded_line(axes, "parallel", [k * answer for k in sizes], voted, _CONTROL))
+    _label_ends(axes, ends)
+    return _svg(axes, "accuracy-by-tokens")
+
+
+def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Loss over optimizer steps, one line per stage."""
+    axes = _axes("optimizer step", "loss")
+    colours = model_colours(list(stages))
+    ends = []
+    for stage, points in stages.items():
+        steps, loss = zip(*points, strict=True)
+        axes.plot(steps, loss, color=colours[stage], linewidth=1.2)
+        ends.append((steps[-1], loss[-1], stage, colours[stage]))
+    _label_ends(axes, ends)
+    return _svg(axes, "training-curves")
+
+
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """A colour per name: control orange, iterations blue (the last strongest), else grey."""
+    colours = {}
+    iterations = [model for model in models if model.startswith("iteration-")]
+    for model in models:
+        if model in iterations:
+            age = len(iterations) - 1 - iterations.index(model)
+            colours[model] = _ITERATION[min(age, len(_ITERATION) - 1)]
+        else:
+            colours[model] = _CONTROL if model.startswith("control") else _BASE
+    return colours
+
+
+def _banded_line(
+    axes: Axes,
+    name: str,
+    x: Sequence[float],
+    metrics: Sequence[Mapping[str, float]],
+    colour: str,
+) -> End:
+    """Draw metrics in percent with their intervals as a band."""
+    value, low, high = ([100 * m[key] for m in metrics] for key in ("value", "low", "high"))
+    axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(x, value, color=colour, marker="o", markersize=4, linewidth=1.8)
+    return x[-1], value[-1], name, colour
+
+
+def _axes(x_label: str, y_label: str) -> Axes:
+    with matplotlib.rc_context(_STYLE):
+        axes = Figure(figsize=(7.2, 3.4), layout="tight").subplots()
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.8)
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_alpha(0.4)
+    return axes
+
+
+def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Write each line's name at its end, far enough apart to be read."""
+    low, high = axes.get_ylim()
+    gap = 0.065 * (high - low)
+    height = float("-inf")
+    right = max((x for x, _, _, _ in ends), default=1.0)
+    for _, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        height = max(y, height + gap)
+        axes.annotate(
+            printable(name),
+            (right, height),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            weight="bold",
+            parse_math=False,
+        )
+
+
+def _svg(axes: Axes, name: str) -> str:
+    """The figure as an SVG element that scales with the page; equal data, equal bytes."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    # Several pictures share the page: their ids must not meet.
+    for reference in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(reference, f"{reference}{name}-")
+    return re.sub(r'^(<svg [^>]*?)width="[^"]*" height="[^"]*"', r'\1role="img"', svg, count=1)

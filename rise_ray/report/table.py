@@ -1,0 +1,89 @@
+"""The results in the terminal: one row per model, then the comparisons as plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from rise_ray.report.records import Record, eval_records, last_model, protocol
+from rise_ray.report.words import (
+    finding,
+    metric_label,
+    percent,
+    percent_interval,
+    plural,
+    printable,
+    sentence,
+)
+
+_STYLES = {"gain": "green", "loss": "red"}
+
+
+def main_metrics(turns: int, parallel: int) -> list[str]:
+    """The metrics of the main table, in order."""
+    names = ["m1@t1", f"m{parallel}@t1", f"m1@t{turns}", f"p1@t{turns}", f"pass@{parallel}"]
+    return list(dict.fromkeys(names))
+
+
+def results_table(
+    records: Iterable[Record], comparisons: Sequence[Mapping[str, Any]]
+) -> RenderableType:
+    """A rich renderable of all evaluations (percent, 95% intervals) and comparisons.
+
+    Args:
+        records: of metrics.jsonl; those of other phases are ignored.
+        comparisons: of `rise_ray.evaluate.compare.standard_comparisons`.
+    """
+    evaluated = eval_records(records)
+    if not evaluated:
+        return Text("Nothing was evaluated yet.")
+    shown = evaluated[last_model(evaluated)]
+    turns, parallel = protocol(shown)
+    names = main_metrics(turns, parallel)
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    table.add_column("model", no_wrap=True)
+    for name in names:
+        table.add_column(metric_label(name).replace(" (oracle)", "\noracle"), justify="right")
+    table.add_column(f"right at\nturns 1-{turns}")
+    table.add_column("keeps right /\nfixes wrong", justify="right")
+    for model, record in evaluated.items():
+        table.add_row(Text(printable(model)), *_cells(record["metrics"], names, turns))
+    lines = [_comparison_line(comparison) for comparison in comparisons]
+    return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
+
+
+def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list[Text]:
+    cells = [
+        Text.assemble(
+            percent(metrics[name]["value"]), "\n", (percent_interval(metrics[name]), "dim")
+        )
+        if name in metrics
+        else Text("")
+        for name in names
+    ]
+    by_turn = [metrics[f"acc@t{turn}"]["value"] for turn in range(1, turns + 1)]
+    cells.append(Text(" ".join(percent(value).split(".")[0] for value in by_turn)))
+    rates = [metrics.get(name, {"value": None})["value"] for name in ("keep_rate", "fix_rate")]
+    cells.append(Text(" / ".join(percent(rate) for rate in rates)))
+    return cells
+
+
+def _caption(record: Record) -> str:
+    sampling = ", ".join(f"{key} {value}" for key, value in record["sampling"].items())
+    window = "all turns" if record["window"] is None else plural(record["window"], "turn")
+    return printable(
+        f"percent [95% interval]; split {record['split']}, "
+        f"{plural(record['n'], 'problem')} x {plural(record['samples'], 'sample')}; "
+        f"{sampling}; window {window}"
+    )
+
+
+def _comparison_line(comparison: Mapping[str, Any]) -> Text:
+    style = _STYLES.get(finding(comparison), "")
+    return Text.assemble("- ", (sentence(comparison), style))

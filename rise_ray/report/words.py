@@ -1,0 +1,98 @@
+"""Numbers and untrusted text as words: the one place where the table and the page get them from.
+
+Models, graders and problems write text we do not control; `printable` makes it safe to show.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "-"
+"""Shown for a metric without a single case."""
+
+_KEPT = "\n\t"
+# Controls, format characters (bidirectional overrides, zero-width), lone surrogates, private use
+# and the two Unicode line separators: none has a picture of its own, some steer terminals.
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+
+
+def printable(text: str) -> str:
+    r"""`text` with characters that could steer a terminal or hide text written as `\x1b`.
+
+    Newlines and tabs stay.
+    """
+    return "".join(_shown(c) for c in text)
+
+
+def _shown(character: str) -> str:
+    if character in _KEPT or unicodedata.category(character) not in _HIDDEN:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def percent(value: float | None) -> str:
+    """A share as percent without the sign: 0.3241 is `32.4`."""
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def percent_interval(metric: Mapping[str, float | None]) -> str:
+    """The interval of a metric (`value`, `low`, `high`) in percent: `[30.9, 33.8]`."""
+    if metric["value"] is None:
+        return ""
+    return f"[{percent(metric['low'])}, {percent(metric['high'])}]"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, signed: 0.0861 is `+8.6`."""
+    # Adding 0 turns a rounded -0.0 into 0.0.
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
+
+
+def metric_label(name: str) -> str:
+    """A metric's name for people; figures that need an oracle say so."""
+    return f"{name} (oracle)" if name.startswith("p1@") else name
+
+
+def finding(comparison: Mapping[str, Any]) -> str:
+    """`gain`, `loss`, `not distinguishable from 0` (the interval includes 0) or `not measured`."""
+    if comparison["value"] is None:
+        return "not measured"
+    if comparison["low"] > 0:
+        return "gain"
+    return "loss" if comparison["high"] < 0 else "not distinguishable from 0"
+
+
+def figures(comparison: Mapping[str, Any]) -> str:
+    """What is compared: `iteration-2 m1@t5 (65.4) against base m1@t5 (42.4)`."""
+    left, right = (
+        f"{printable(side['model'])} {metric_label(side['metric'])} ({percent(side['value'])})"
+        for side in (comparison["left"], comparison["right"])
+    )
+    return f"{left} against {right}"
+
+
+def difference(comparison: Mapping[str, Any]) -> str:
+    """The difference with its interval: `+23.0 points [+20.7, +25.3]`; empty if not measured."""
+    if comparison["value"] is None:
+        return ""
+    value, low, high = (points(comparison[key]) for key in ("value", "low", "high"))
+    return f"{value} points [{low}, {high}]"
+
+
+def sentence(comparison: Mapping[str, Any]) -> str:
+    """A comparison said plainly, with its interval and what it is for."""
+    found, note = finding(comparison), printable(comparison["note"])
+    if found == "not measured":
+        return f"{figures(comparison)}: not measured, no common problem ({note})."
+    article = "" if found.startswith("not") else "a "
+    return (
+        f"{figures(comparison)}: {article}{found}, {difference(comparison)}, "
+        f"on {comparison['n']} problems ({note})."
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,137 @@
+"""Chat templates as token segments: render a prompt once, then splice.
+
+A Hugging Face chat template renders whole conversations, and rendering again after every turn
+would re-tokenize the model's own responses. Here the template is asked once for the prompt, and
+once for what stands between an attempt and the next one; responses keep the ids they were
+sampled as (`rise_ray.mdp.state_at` puts the pieces together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from rise_ray.errors import ModelError
+from rise_ray.mdp import FinishReason, Message
+
+_ATTEMPT = "rise-ray-attempt-placeholder"
+
+
+class ChatFormat:
+    """A tokenizer and its chat template, cut into segments.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        name: what errors call the model.
+
+    Raises:
+        ModelError: there is no chat template, or it cannot express a second user turn.
+    """
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"model {name}: its tokenizer has no chat template; name one in "
+                "`model.chat_template`"
+            )
+        probe = [Message("user", "question")]
+        _, self.end_of_turn = self._after_attempt(probe, "feedback")
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The first state: `messages` and the header of the assistant's turn."""
+        return self._encode(self._render(messages, generate=True))
+
+    def feedback_ids(
+        self,
+        prompt: Sequence[Message],
+        feedback: str,
+        attempt_ids: Sequence[int],
+    ) -> tuple[int, ...]:
+        """What stands between an attempt and the next: its end, the feedback, the next header.
+
+        An attempt that ends with the end-of-turn token (it was not truncated) keeps that token
+        as its own last id, and the segment starts after it.
+        """
+        between, end_of_turn = self._after_attempt(prompt, feedback)
+        if attempt_ids and attempt_ids[-1] == end_of_turn and between[0] == end_of_turn:
+            return between[1:]
+        return between
+
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a response that the model did not sample itself, with its end of turn."""
+        return (*self._encode(text), self.end_of_turn)
+
+    def text(self, token_ids: Sequence[int], finish_reason: FinishReason) -> str:
+        """A sampled response as text, without its end-of-turn token."""
+        body = token_ids[:-1] if finish_reason is FinishReason.STOP else token_ids
+        return str(self.tokenizer.decode(list(body), skip_special_tokens=True))
+
+    def _after_attempt(
+        self, prompt: Sequence[Message], feedback: str
+    ) -> tuple[tuple[int, ...], int]:
+        """The ids after an attempt's text up to the next attempt, and the end-of-turn id."""
+        rendered = self._render(
+            [*prompt, Message("assistant", _ATTEMPT), Message("user", feedback)], generate=True
+        )
+        before, found, after = rendered.partition(_ATTEMPT)
+        if not found or _ATTEMPT in after or feedback.strip() not in after:
+            raise ModelError(
+                f"model {self.name}: its chat template cannot express a second user turn (it "
+                "drops or repeats the first answer, or drops the second question); RISE needs "
+                "multi-turn chats: name another template in `model.chat_template`"
+            )
+        ids = self._encode(after)
+        special = set(self.tokenizer.all_special_ids)
+        lead = next((n for n, i in enumerate(ids) if i in special), None)
+        if lead is None or self.tokenizer.decode(list(ids[:lead])).strip():
+            return ids, self._eos()  # a template of plain words: the model ends with eos
+        return ids[lead:], ids[lead]  # white space before the end token is the template's own
+
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(f"model {self.name}: its tokenizer has no end-of-sequence token")
+        return int(self.tokenizer.eos_token_id)
+
+    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": m.role, "content": m.content} for m in messages],
+                    tokenize=False,
+                    add_generation_prompt=generate,
+                )
+            )
+        except TemplateError as error:
+            raise ModelError(
+                f"model {self.name}: its chat template cannot render "
+                f"{'/'.join(m.role for m in messages)}: {error}; name another template in "
+                "`model.chat_template`"
+            ) from error
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool) -> Any:
+    """A Hugging Face tokenizer from a folder or hub name, with an optional template file.
+
+    Raises:
+        ModelError: the tokenizer or the template file cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {path}: its tokenizer cannot be loaded: {error}") from error
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text()
+        except OSError as error:
+            raise ModelError(f"`model.chat_template`: {chat_template}: {error.strerror}") from error
+    return tokenizer

@@ -1,0 +1,150 @@
+"""Rolling one phase: specs in, trajectories committed to the store, counts out.
+
+What is stored already is not rolled again, so the same call after a crash does only the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rise_ray.errors import DataError, RolloutError
+from rise_ray.mdp import Attempt, FinishReason, Outcome, Phase, Problem, StopReason, Trajectory
+from rise_ray.rollout.chat import ChatFormat
+from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
+from rise_ray.store.trajectories import TrajectoryStore
+from rise_ray.tasks.base import Task
+
+_COMMIT_S = 2.0  # a crash loses at most the episodes that ended since the last commit
+_COMMIT_COUNT = 256
+
+
+@dataclass
+class Tally:
+    """Counts over the trajectories of a phase."""
+
+    trajectories: int = 0
+    stop_reasons: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    tokens: int = 0
+    right: Counter[int] = field(default_factory=Counter)
+    taken: Counter[int] = field(default_factory=Counter)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Count one trajectory."""
+        self.trajectories += 1
+        self.stop_reasons[trajectory.stop_reason.value] += 1
+        for number, turn in enumerate(trajectory.turns, start=1):
+            self.taken[number] += 1
+            self.right[number] += turn.attempt.verdict.outcome is Outcome.CORRECT
+            for response in (turn.attempt, *turn.candidates):
+                self._add_response(response)
+
+    def _add_response(self, response: Attempt) -> None:
+        self.outcomes[response.verdict.outcome.value] += 1
+        self.truncated += response.finish_reason is FinishReason.LENGTH
+        self.tokens += len(response.token_ids)
+
+    def record(self) -> dict[str, Any]:
+        """As fields of a metrics record."""
+        return {
+            "trajectories": self.trajectories,
+            "episode_errors": self.stop_reasons[StopReason.ERROR.value],
+            "context_overflow": self.stop_reasons[StopReason.CONTEXT_OVERFLOW.value],
+            "verdicts": self.outcomes.total(),
+            "verdict_errors": self.outcomes[Outcome.ERROR.value],
+            "truncated": self.truncated,
+            "tokens": self.tokens,
+            "outcomes": dict(self.outcomes),
+            "stop_reasons": dict(self.stop_reasons),
+            "accuracy": {f"acc@t{n}": self.right[n] / self.taken[n] for n in sorted(self.taken)},
+        }
+
+
+def specs_for(
+    plan: EpisodePlan, task: Task, chat: ChatFormat, problems: Sequence[Problem], samples: int
+) -> list[EpisodeSpec]:
+    """`samples` episodes on each problem.
+
+    Raises:
+        DataError: a prompt leaves no room for a response in the model's context.
+    """
+    specs = []
+    for problem in problems:
+        prompt = tuple(task.prompt(problem))
+        length = len(chat.prompt_ids(prompt))
+        if length + plan.sampling.max_tokens > plan.max_model_len:
+            raise DataError(
+                f"problem {problem.id}: its prompt has {length} tokens; with `max_tokens` = "
+                f"{plan.sampling.max_tokens} it does not fit `model.max_model_len` = "
+                f"{plan.max_model_len}"
+            )
+        feedback = task.feedback(problem)
+        specs += [EpisodeSpec(plan, problem, sample, prompt, feedback) for sample in range(samples)]
+    return specs
+
+
+def roll_phase(
+    roll: Callable[[Sequence[EpisodeSpec]], Iterable[Trajectory]],
+    specs: Sequence[EpisodeSpec],
+    store: TrajectoryStore,
+    iteration: int,
+    phase: Phase,
+    max_verdict_error_share: float,
+    progress: Callable[[int, int, Tally], None],
+) -> dict[str, Any]:
+    """Roll the episodes that are not stored yet, commit them as they end, count them all.
+
+    Args:
+        roll: runs specs; `RolloutPool.roll`, with a teacher behind it or not.
+        specs: of the whole phase.
+        store, iteration, phase: where the trajectories go.
+        max_verdict_error_share: of all verdicts; more stop the phase.
+        progress: called with (episodes done, of all, counts of this call's).
+
+    Raises:
+        RolloutError: too many checks failed, or trajectories are missing in the end.
+    """
+    stored = store.ids(iteration, phase)
+    missing = [spec for spec in specs if spec.id not in stored]
+    tally = Tally()
+    for batch in _commits(roll(missing) if missing else ()):
+        for trajectory in batch:
+            tally.add(trajectory)
+        store.write(iteration, phase, batch)
+        progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)
+    total = Tally()
+    for trajectory in store.read(iteration, phase):
+        total.add(trajectory)
+    if total.trajectories != len(specs):
+        raise RolloutError(
+            f"{store.phase(iteration, phase).uri}: holds {total.trajectories} trajectories, "
+            f"{len(specs)} were rolled; delete the folder and resume"
+        )
+    _limit_verdict_errors(total, max_verdict_error_share)
+    return {**total.record(), "rolled": tally.trajectories, "rolled_tokens": tally.tokens}
+
+
+def _commits(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
+    batch: list[Trajectory] = []
+    last = time.monotonic()
+    for trajectory in trajectories:
+        batch.append(trajectory)
+        if len(batch) >= _COMMIT_COUNT or time.monotonic() - last > _COMMIT_S:
+            yield batch
+            batch, last = [], time.monotonic()
+    if batch:
+        yield batch
+
+
+def _limit_verdict_errors(tally: Tally, share: float) -> None:
+    errors, total = tally.outcomes[Outcome.ERROR.value], tally.outcomes.total()
+    if errors > share * total:
+        raise RolloutError(
+            f"{errors} of {total} checks failed, more than `verify.max_error_share` = {share:g} "
+            "allows; the trajectories' verdicts say why"
+        )

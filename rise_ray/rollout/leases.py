@@ -1,0 +1,73 @@
+"""Who holds which episode: a queue of ids, leases by worker, and losses that are counted.
+
+Pure bookkeeping: the pool tells it what happened and asks what to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+
+
+class LeaseBook:
+    """Every id is in exactly one place: queued, leased to one worker, set aside, or done.
+
+    Args:
+        ids: the episodes to roll, first come first leased; they must be unique.
+        max_attempts: how many workers an episode may be lost with before it is set aside.
+    """
+
+    def __init__(self, ids: Iterable[str], max_attempts: int) -> None:
+        self._queue = deque(ids)
+        self._max_attempts = max_attempts
+        self._leases: dict[str, set[str]] = {}
+        self._losses: Counter[str] = Counter()
+        self._total = len(self._queue)
+        self._done: set[str] = set()
+        if len(set(self._queue)) != self._total:
+            raise ValueError("episode ids are not unique")
+
+    @property
+    def open(self) -> int:
+        """Episodes that are queued or leased."""
+        return len(self._queue) + sum(map(len, self._leases.values()))
+
+    @property
+    def queued(self) -> int:
+        """Episodes that wait for a worker."""
+        return len(self._queue)
+
+    def held(self, worker: str) -> int:
+        """Episodes leased to `worker`."""
+        return len(self._leases.get(worker, ()))
+
+    def take(self, worker: str, count: int) -> list[str]:
+        """Lease up to `count` queued episodes to `worker`."""
+        taken = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
+        if taken:
+            self._leases.setdefault(worker, set()).update(taken)
+        return taken
+
+    def complete(self, worker: str, episode: str) -> bool:
+        """`worker` returned `episode`; False if the lease is no longer its own (drop the result)."""
+        if episode not in self._leases.get(worker, ()):
+            return False
+        self._leases[worker].remove(episode)
+        self._done.add(episode)
+        return True
+
+    def lost(self, worker: str) -> list[str]:
+        """`worker` died: its leases go to the front of the queue.
+
+        Returns:
+            The episodes that have now been lost `max_attempts` times, which are set aside.
+        """
+        aside = []
+        for episode in sorted(self._leases.pop(worker, ()), reverse=True):
+            self._losses[episode] += 1
+            if self._losses[episode] >= self._max_attempts:
+                aside.append(episode)
+                self._done.add(episode)
+            else:
+                self._queue.appendleft(episode)
+        return sorted(aside)

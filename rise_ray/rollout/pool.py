@@ -1,0 +1,304 @@
+"""The rollout pool: workers that come and go, episodes that are leased to them.
+
+The driver sees `for trajectory in pool.roll(specs)`. Inside, workers are asked of Ray up to
+`max_workers` (its autoscaler adds the nodes), join when their engine is up, and are replaced when
+they die; a dead worker's leases return to the queue. There is no communicator to rebuild.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
+from rise_ray.errors import ClusterError, RiseError, RolloutError, SyncError
+from rise_ray.mdp import StopReason, Trajectory
+from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
+from rise_ray.rollout.leases import LeaseBook
+from rise_ray.rollout.worker import Progress, RolloutWorker, WeightVersion
+from rise_ray.sync.source import WeightServerActor
+
+logger = logging.getLogger(__name__)
+
+_MOST_START_FAILURES = 3  # in a row, before the pool gives up on starting workers
+
+
+class Status(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+
+
+@dataclass
+class Member:
+    """A worker of the pool: `call` is what it is doing, since `since` (monotonic seconds)."""
+
+    name: str
+    handle: Any
+    version: WeightVersion
+    status: Status
+    call: Any
+    since: float
+
+
+class RolloutPool:
+    """Workers for one model.
+
+    Args:
+        version: the weights that new workers load.
+        model, workers, sync: settings.
+        verifiers: handles of the verifier actors.
+        seed: of the engines.
+        label: prefix of the workers' names.
+    """
+
+    def __init__(
+        self,
+        version: WeightVersion,
+        model: ModelConfig,
+        workers: WorkersConfig,
+        sync: SyncConfig,
+        verifiers: Sequence[Any],
+        seed: int,
+        label: str = "rollout",
+    ) -> None:
+        self.version = version
+        self._model = model
+        self._config = workers
+        self._sync = sync
+        self._verifiers = list(verifiers)
+        self._seed = seed
+        self._label = label
+        self._names = (f"{label}-{number}" for number in itertools.count())
+        self._members: dict[str, Member] = {}
+        self._start_failures = 0
+        self.tokens = 0
+
+    def roll(self, specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+        """Run episodes; yield each one's trajectory once, as they end.
+
+        An episode that is lost with `max_attempts` workers is yielded with stop reason `error`.
+
+        Raises:
+            RolloutError: too many episodes ended as `error`, or no worker can be started.
+            ClusterError: `min_workers` workers did not come up in time.
+        """
+        by_id = {spec.id: spec for spec in specs}
+        book = LeaseBook(by_id, self._config.max_attempts)
+        errors = 0
+        while book.open:
+            self._grow(book.open)
+            self._lease(book, by_id)
+            for trajectory in self._collect(book, by_id):
+                if trajectory.stop_reason is StopReason.ERROR:
+                    errors += 1
+                    self._limit_errors(errors, len(by_id), trajectory)
+                yield trajectory
+
+    def wait_ready(self) -> None:
+        """Block until `min_workers` workers are up.
+
+        Raises:
+            ClusterError: they did not come up within `start_deadline_s`.
+            RolloutError: they cannot start, with the cause.
+        """
+        self._grow(1)
+        started = time.monotonic()
+        while self._ready_count() < self._config.min_workers:
+            self._grow(1)
+            calls = {m.call: m for m in self._members.values() if m.status is Status.STARTING}
+            done, _ = ray.wait(list(calls), timeout=1.0)
+            for call in done:
+                self._started(calls[call])
+            if time.monotonic() - started > self._config.start_deadline_s:
+                raise ClusterError(self._explain_missing())
+
+    def sync(self, version: WeightVersion) -> None:
+        """Bring the running workers to `version`; later ones load its checkpoint.
+
+        Raises:
+            SyncError: a worker missed `sync.deadline_s`, or does not hold the version afterwards.
+        """
+        self.version = version
+        members = list(self._members.values())
+        for member in members:
+            if member.status is Status.STARTING:
+                self._remove(member)  # it is loading the version before
+        ready = {m.name: m for m in members if m.status is Status.READY}
+        if not ready:
+            return
+        server = WeightServerActor.remote(
+            version.checkpoint, version.iteration, self._sync.bucket_bytes
+        )
+        calls = {m.handle.sync.remote(version, server): m for m in ready.values()}
+        done, late = ray.wait(
+            list(calls), num_returns=len(calls), timeout=self._sync.deadline_s
+        )
+        if late:
+            raise SyncError(
+                f"{calls[late[0]].name} did not take over weight version {version.iteration} "
+                f"within {self._sync.deadline_s:g} s (`sync.deadline_s`)"
+            )
+        for call in done:
+            self._synced(calls[call], call)
+        ray.kill(server)
+
+    def _synced(self, member: Member, call: Any) -> None:
+        try:
+            ray.get(call)
+            member.version = self.version
+        except RayError as error:
+            self._remove(member)
+            _raise_if_ours(error)
+            logger.warning("worker %s is lost during a sync: %s", member.name, _cause(error))
+
+    def release(self) -> None:
+        """Stop every worker (their CPUs and GPUs go back to Ray); the next roll starts new ones."""
+        for member in list(self._members.values()):
+            self._remove(member)
+
+    def _grow(self, episodes: int) -> None:
+        """Ask Ray for the workers that `episodes` open episodes can keep busy."""
+        wanted = math.ceil(episodes / self._config.episodes_in_flight)
+        wanted = min(max(wanted, self._config.min_workers), self._config.max_workers)
+        while len(self._members) < wanted:
+            self._start()
+
+    def _start(self) -> None:
+        name = next(self._names)
+        config = self._config
+        actor = ray.remote(RolloutWorker).options(
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            resources=config.resources,
+            max_restarts=0,  # a replacement is the pool's business: it has other weights by then
+        )
+        handle = actor.remote(
+            name, self.version, self._model, config, self._sync, self._verifiers, self._seed
+        )
+        self._members[name] = Member(
+            name, handle, self.version, Status.STARTING, handle.start.remote(), time.monotonic()
+        )
+
+    def _lease(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> None:
+        for member in self._members.values():
+            if member.status is not Status.READY or member.call is not None:
+                continue
+            room = self._config.episodes_in_flight - book.held(member.name)
+            specs = [by_id[i] for i in book.take(member.name, room)]
+            if specs or book.held(member.name):
+                member.call = member.handle.exchange.remote(specs)
+                member.since = time.monotonic()
+
+    def _collect(
+        self, book: LeaseBook, by_id: dict[str, EpisodeSpec]
+    ) -> Iterator[Trajectory]:
+        """Wait for workers' answers; handle joins, results, deaths and stalls."""
+        calls = {m.call: m for m in self._members.values() if m.call is not None}
+        done, _ = ray.wait(list(calls), timeout=1.0)
+        for call in done:
+            member = calls[call]
+            if member.status is Status.STARTING:
+                self._started(member)
+                continue
+            member.call = None
+            try:
+                progress: Progress = ray.get(call)
+            except RayError as error:
+                yield from self._lost(member, _cause(error), book, by_id)
+                continue
+            for trajectory in progress.finished:
+                if book.complete(member.name, trajectory.id):
+                    yield trajectory
+        for member in self._stalled():
+            reason = f"no answer for {self._config.progress_deadline_s:g} s"
+            yield from self._lost(member, reason, book, by_id)
+
+    def _started(self, member: Member) -> None:
+        try:
+            ray.get(member.call)
+        except RayError as error:
+            self._remove(member)
+            self._start_failures += 1
+            _raise_if_ours(error)
+            logger.warning("worker %s did not start: %s", member.name, _cause(error))
+            if self._start_failures >= _MOST_START_FAILURES:
+                raise RolloutError(
+                    f"{self._label} workers cannot start ({self._start_failures} in a row failed); "
+                    f"the last cause: {_cause(error)}"
+                ) from error
+            return
+        self._start_failures = 0
+        member.status, member.call = Status.READY, None
+
+    def _lost(
+        self, member: Member, reason: str, book: LeaseBook, by_id: dict[str, EpisodeSpec]
+    ) -> Iterator[Trajectory]:
+        held = book.held(member.name)
+        logger.warning("worker %s is lost with %d episodes: %s", member.name, held, reason)
+        self._remove(member)
+        for episode in book.lost(member.name):
+            yield failed_trajectory(
+                by_id[episode],
+                f"lost with {self._config.max_attempts} workers; the last, {member.name}: {reason}",
+            )
+
+    def _stalled(self) -> list[Member]:
+        now = time.monotonic()
+        return [
+            member
+            for member in self._members.values()
+            if member.status is Status.READY
+            and member.call is not None
+            and now - member.since > self._config.progress_deadline_s
+        ]
+
+    def _remove(self, member: Member) -> None:
+        del self._members[member.name]
+        with contextlib.suppress(RayActorError):
+            ray.kill(member.handle)
+
+    def _ready_count(self) -> int:
+        return sum(member.status is Status.READY for member in self._members.values())
+
+    def _limit_errors(self, errors: int, total: int, last: Trajectory) -> None:
+        if errors > self._config.max_error_share * total:
+            raise RolloutError(
+                f"{errors} of {total} episodes ended as error, more than "
+                f"`max_error_share` = {self._config.max_error_share:g} allows; "
+                f"the last, {last.id}: {last.error}"
+            )
+
+    def _explain_missing(self) -> str:
+        config = self._config
+        return (
+            f"{self._ready_count()} of `min_workers` = {config.min_workers} {self._label} workers "
+            f"came up within {config.start_deadline_s:g} s; each needs {config.num_cpus:g} CPU, "
+            f"{config.num_gpus:g} GPU {config.resources or ''}; the cluster has free: "
+            f"{ray.available_resources()}"
+        )
+
+
+def _raise_if_ours(error: RayError) -> None:
+    """Ray wraps what a worker raised: an error for the user is raised again as itself."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RiseError):
+        raise cause from error
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a Ray error: what happened, without the remote traceback."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"

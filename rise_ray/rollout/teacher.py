@@ -1,0 +1,331 @@
+"""Distillation: who answers in the states that the student visited (RISE, section 4.1).
+
+A teacher takes a stream of finished trajectories and gives each back with its answers as the
+candidates of every visited state. The reference teacher is the data set's own worked solution;
+the OpenAI teacher is any compatible endpoint; the model teacher is a second rollout pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import ray
+
+from rise_ray.config import ModelTeacher as ModelTeacherConfig
+from rise_ray.config import NoTeacher, TeacherConfig
+from rise_ray.config import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.config import ReferenceTeacher as ReferenceTeacherConfig
+from rise_ray.errors import DataError, TeacherError
+from rise_ray.mdp import (
+    Attempt,
+    FinishReason,
+    Message,
+    Phase,
+    Problem,
+    StopReason,
+    Trajectory,
+    Verdict,
+    derive_seed,
+)
+from rise_ray.rollout.chat import ChatFormat
+from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.tasks.base import Task
+
+TEACHER_VERSION = -1
+_BATCH = 64  # trajectories that the teacher works on at once
+
+
+class Teacher(Protocol):
+    """Improves states: fills in the candidates of trajectories."""
+
+    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """Each trajectory with the teacher's answers; those that ended as `error` unchanged."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A teacher's response to one state."""
+
+    text: str
+    finish_reason: FinishReason
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """What turns a teacher's text into candidates: the student's tokens, the verifier."""
+
+    task: Task
+    chat: ChatFormat
+    verifiers: Sequence[Any]
+
+    def messages(self, trajectory: Trajectory, turn: int) -> list[Message]:
+        """The state of `turn` as chat messages, for a teacher with another tokenizer."""
+        feedback = self.task.feedback(trajectory.problem)
+        first = 0 if trajectory.window is None else max(0, turn - (trajectory.window - 1))
+        messages = self.task.prompt(trajectory.problem)
+        for earlier in trajectory.turns[first:turn]:
+            messages += [Message("assistant", earlier.attempt.text), Message("user", feedback)]
+        return messages
+
+    def with_answers(
+        self, answered: Sequence[tuple[Trajectory, dict[int, Answer]]]
+    ) -> list[Trajectory]:
+        """Trajectories with verified answers (by turn) as candidates, tokenized by the student."""
+        items = [
+            (trajectory.problem, answer.text)
+            for trajectory, answers in answered
+            for answer in answers.values()
+        ]
+        verdicts = iter(self._verify(items))
+        results = []
+        for trajectory, answers in answered:
+            turns = list(trajectory.turns)
+            for turn, answer in answers.items():
+                candidate = self._candidate(answer, next(verdicts))
+                turns[turn] = replace(turns[turn], candidates=(candidate,))
+            results.append(replace(trajectory, turns=tuple(turns)))
+        return results
+
+    def _candidate(self, answer: Answer, verdict: Verdict) -> Attempt:
+        ids = self.chat.response_ids(answer.text)
+        truncated = answer.finish_reason is FinishReason.LENGTH
+        return Attempt(
+            text=answer.text,
+            token_ids=ids[:-1] if truncated else ids,
+            finish_reason=answer.finish_reason,
+            verdict=verdict,
+            weight_version=TEACHER_VERSION,
+            seed=answer.seed,
+        )
+
+    def _verify(self, items: list[tuple[Problem, str]]) -> list[Verdict]:
+        share = -(-len(items) // len(self.verifiers)) or 1
+        calls = [
+            verifier.check.remote(items[start : start + share])
+            for verifier, start in zip(
+                itertools.cycle(self.verifiers), range(0, len(items), share), strict=False
+            )
+        ]
+        return [verdict for verdicts in ray.get(calls) for verdict in verdicts]
+
+
+class ReferenceTeacher:
+    """The data set's own worked solution, in every state."""
+
+    def __init__(self, student: Student) -> None:
+        self._student = student
+
+    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """See `Teacher`.
+
+        Raises:
+            DataError: a problem has no worked solution.
+        """
+        for batch in _batches(trajectories):
+            yield from self._student.with_answers([(t, self._answers(t)) for t in batch])
+
+    def _answers(self, trajectory: Trajectory) -> dict[int, Answer]:
+        text = self._student.task.reference_response(trajectory.problem)
+        if text is None:
+            raise DataError(
+                f"problem {trajectory.problem.id}: has no worked solution for `teacher: reference`"
+            )
+        answer = Answer(text, FinishReason.STOP, 0)
+        return dict.fromkeys(range(len(trajectory.turns)), answer)
+
+
+class ModelTeacher:
+    """Another model on a second rollout pool."""
+
+    def __init__(
+        self, student: Student, pool: RolloutPool, config: ModelTeacherConfig, seed: int
+    ) -> None:
+        self._student = student
+        self._pool = pool
+        self._config = config
+        self._seed = seed
+
+    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """See `Teacher`; a state whose answer failed at the teacher gets no candidate."""
+        for batch in _batches(trajectories):
+            specs = [self._spec(t, turn) for t in batch for turn in range(len(t.turns))]
+            answers = {answer.id: answer for answer in self._pool.roll(specs)}
+            ids = iter(specs)
+            said = [
+                (t, {turn: answers[next(ids).id] for turn in range(len(t.turns))}) for t in batch
+            ]
+            yield from self._student.with_answers(
+                [
+                    (t, {turn: _first_answer(a) for turn, a in by_turn.items() if a.turns})
+                    for t, by_turn in said
+                ]
+            )
+
+    def _spec(self, trajectory: Trajectory, turn: int) -> EpisodeSpec:
+        plan = EpisodePlan(
+            run=f"{trajectory.id}/turn={turn}",
+            iteration=trajectory.iteration,
+            phase=Phase.COLLECT,
+            seed=self._seed,
+            turns=1,
+            window=None,
+            stop_on_success=False,
+            candidates=0,
+            first_state_only=True,
+            sampling=self._config.sampling,
+            max_model_len=self._config.max_model_len,
+        )
+        prompt = tuple(self._student.messages(trajectory, turn))
+        return EpisodeSpec(plan, trajectory.problem, turn, prompt, feedback="")
+
+
+class OpenAITeacher:
+    """Any OpenAI-compatible endpoint: bounded concurrency and rate, retries, a token budget.
+
+    Args:
+        spent: tokens that an earlier part of the run has used.
+
+    Raises:
+        TeacherError: the key is missing.
+    """
+
+    def __init__(
+        self, student: Student, config: OpenAITeacherConfig, seed: int, spent: int = 0
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        key = os.environ.get(config.api_key_env)
+        if not key:
+            raise TeacherError(
+                f"`teacher.api_key_env`: the environment variable {config.api_key_env} is not set"
+            )
+        self._student = student
+        self._config = config
+        self._seed = seed
+        self.spent = spent
+        self._next_start = 0.0
+        self._connect = lambda: AsyncOpenAI(
+            api_key=key,
+            base_url=config.base_url,
+            max_retries=config.max_retries,
+            timeout=config.deadline_s,
+        )
+
+    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """See `Teacher`.
+
+        Raises:
+            TeacherError: the endpoint cannot be reached or refuses, after retries; or the
+                budget is spent.
+        """
+        for batch in _batches(trajectories):
+            yield from self._student.with_answers(asyncio.run(self._answer_all(batch)))
+
+    async def _answer_all(
+        self, batch: Sequence[Trajectory]
+    ) -> list[tuple[Trajectory, dict[int, Answer]]]:
+        async with self._connect() as client:
+            places = asyncio.Semaphore(self._config.concurrency)
+            wanted = [(t, turn) for t in batch for turn in range(len(t.turns))]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._answer(client, places, t, turn))
+                        for t, turn in wanted
+                    ]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        answers = dict(zip(((t.id, turn) for t, turn in wanted), tasks, strict=True))
+        return [
+            (t, {turn: answers[t.id, turn].result() for turn in range(len(t.turns))})
+            for t in batch
+        ]
+
+    async def _answer(
+        self, client: Any, places: asyncio.Semaphore, trajectory: Trajectory, turn: int
+    ) -> Answer:
+        from openai import OpenAIError
+
+        config = self._config
+        seed = derive_seed(self._seed, "teacher", trajectory.id, turn) % 2**31
+        messages = self._student.messages(trajectory, turn)
+        async with places:
+            await self._await_rate()
+            if self.spent >= config.token_budget:
+                raise TeacherError(
+                    f"teacher {config.model}: `teacher.token_budget` = {config.token_budget} "
+                    f"tokens is spent ({self.spent}); raise it and resume"
+                )
+            try:
+                reply = await client.chat.completions.create(
+                    model=config.model,
+                    messages=[{"role": m.role, "content": m.content} for m in messages],
+                    temperature=config.temperature,
+                    max_tokens=config.max_tokens,
+                    seed=seed,
+                )
+            except OpenAIError as error:
+                raise TeacherError(
+                    f"teacher {config.model} at {config.base_url or 'the OpenAI endpoint'}: "
+                    f"{type(error).__name__}: {error}; check `teacher` and resume"
+                ) from error
+        return self._read(reply, trajectory, turn, seed)
+
+    def _read(self, reply: Any, trajectory: Trajectory, turn: int, seed: int) -> Answer:
+        where = f"teacher {self._config.model}: {trajectory.id} turn {turn}"
+        if reply.usage is None:
+            raise TeacherError(f"{where}: the endpoint reports no token usage: no budget can hold")
+        self.spent += reply.usage.total_tokens
+        choice = reply.choices[0]
+        try:
+            reason = FinishReason(choice.finish_reason)
+        except ValueError:
+            raise TeacherError(f"{where}: ended with `{choice.finish_reason}`") from None
+        return Answer(choice.message.content or "", reason, seed)
+
+    async def _await_rate(self) -> None:
+        """Space the starts of requests evenly under `requests_per_minute`."""
+        if self._config.requests_per_minute is None:
+            return
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + 60 / self._config.requests_per_minute
+        await asyncio.sleep(start - now)
+
+
+def make_teacher(
+    student: Student, config: TeacherConfig, pool: RolloutPool | None, seed: int
+) -> Teacher:
+    """The configured teacher; `pool` is the second pool of a model teacher."""
+    match config:
+        case ReferenceTeacherConfig():
+            return ReferenceTeacher(student)
+        case OpenAITeacherConfig():
+            return OpenAITeacher(student, config, seed)
+        case ModelTeacherConfig():
+            assert pool is not None
+            return ModelTeacher(student, pool, config, derive_seed(seed, "teacher"))
+        case NoTeacher():
+            raise ValueError("self-distillation has no teacher")
+
+
+def _first_answer(trajectory: Trajectory) -> Answer:
+    attempt = trajectory.turns[0].attempt
+    return Answer(attempt.text, attempt.finish_reason, attempt.seed)
+
+
+def _batches(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
+    """Batches of the trajectories to improve; those that ended as `error` have no turns."""
+    source = iter(trajectories)
+    while batch := list(itertools.islice(source, _BATCH)):
+        assert all(t.turns or t.stop_reason is StopReason.ERROR for t in batch)
+        yield batch

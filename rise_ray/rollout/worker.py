@@ -1,0 +1,197 @@
+"""The rollout worker: a Ray actor around one engine and the episodes it is running.
+
+It is driven by `exchange`: take new episodes, run the engine for a moment, give back what
+finished. The pool calls it again at once, so the engine hardly waits, and every return is a sign
+of life. Between turns there is no barrier: a verified attempt starts its next turn before the
+engine's next step, whatever the other episodes are doing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
+from rise_ray.mdp import Problem, Trajectory, Verdict
+from rise_ray.models.locate import locate_model, resolve_dtype
+from rise_ray.rollout.chat import ChatFormat, load_tokenizer
+from rise_ray.rollout.engine import Engine
+from rise_ray.rollout.episode import Completion, Episode, EpisodeSpec, Request
+from rise_ray.store.files import Folder
+from rise_ray.sync.parity import (
+    ParityReference,
+    ParityReport,
+    check_parity,
+    default_tolerance,
+    engine_logprobs,
+)
+from rise_ray.sync.update import sync_engine
+
+_EXCHANGE_S = 0.5  # how long one exchange runs the engine
+_VERIFIER_WAIT_S = 0.002  # how long an idle engine waits for a verdict at a time
+
+
+@dataclass(frozen=True, slots=True)
+class WeightVersion:
+    """Weights by iteration number (0: the base) and by the checkpoint that holds them.
+
+    `parity` is the URI of the folder with their `parity.json`: the checkpoint's own for weights
+    that this run trained.
+    """
+
+    iteration: int
+    checkpoint: str
+    parity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an exchange gives back. `steps` and `tokens` count from the worker's start."""
+
+    finished: list[Trajectory]
+    in_flight: int
+    steps: int
+    tokens: int
+
+
+class RolloutWorker:
+    """One engine, its tokenizer, its episodes.
+
+    Args:
+        name: what the pool calls it.
+        version: the weights to load.
+        model, workers, sync: settings.
+        verifiers: handles of `rise_ray.verify.actor` actors.
+        seed: of the engine.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: WeightVersion,
+        model: ModelConfig,
+        workers: WorkersConfig,
+        sync: SyncConfig,
+        verifiers: Sequence[Any],
+        seed: int,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self._model = model
+        self._workers = workers
+        self._sync = sync
+        self._seed = seed
+        self._requests: dict[str, tuple[Episode, Request]] = {}
+        self._episodes = 0
+        self._finished: list[Trajectory] = []
+        self._verification = Verification(verifiers)
+        self._keys = itertools.count()
+
+    def start(self) -> ParityReport:
+        """Load the engine with the worker's version, and probe it.
+
+        Not in the constructor: an error of a method reaches the pool as what it is.
+
+        Raises:
+            ModelError, ConfigError: the model or a vLLM setting cannot be used.
+            SyncError: the engine's log-probabilities are not those of the version.
+        """
+        model, checkpoint = self._model, self.version.checkpoint
+        path = locate_model(checkpoint)
+        tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
+        self._chat = ChatFormat(tokenizer, checkpoint)
+        self._engine = Engine(path, model, self._workers, self._sync.backend, self._seed)
+        return self._probe()
+
+    def sync(self, version: WeightVersion, server: Any) -> ParityReport:
+        """Take over new weights from a weight server, then probe them.
+
+        Raises:
+            SyncError: the weights did not arrive whole, or the probe disagrees.
+        """
+        sync_engine(self._engine.llm, server, self._sync.deadline_s)
+        self.version = version
+        return self._probe()
+
+    def _probe(self) -> ParityReport:
+        reference = ParityReference.load(Folder(self.version.parity))
+        scored = engine_logprobs(self._engine.llm, reference.sequences)
+        dtype = resolve_dtype(self._model.dtype, self._workers.num_gpus)
+        tolerance = self._sync.parity_tolerance or default_tolerance(dtype)
+        return check_parity(reference, scored, tolerance, self.name, self.version.iteration)
+
+    def exchange(self, specs: Sequence[EpisodeSpec]) -> Progress:
+        """Start `specs`, run for a moment, return the trajectories that have ended."""
+        for spec in specs:
+            episode = Episode(spec, self._chat, self.version.iteration)
+            self._episodes += 1
+            self._submit(episode, episode.start())
+        until = time.monotonic() + _EXCHANGE_S
+        while self._episodes and time.monotonic() < until:
+            if self._engine.busy:
+                for key, completions in self._engine.step():
+                    self._completed(key, completions)
+            wait_s = 0.0 if self._engine.busy else _VERIFIER_WAIT_S
+            for (episode, request), verdicts in self._verification.poll(wait_s):
+                self._verified(episode, request, verdicts)
+        finished, self._finished = self._finished, []
+        return Progress(finished, self._episodes, self._engine.steps, self._engine.tokens)
+
+    def _submit(self, episode: Episode, requests: Sequence[Request]) -> None:
+        for request in requests:
+            key = str(next(self._keys))
+            self._requests[key] = (episode, request)
+            self._engine.submit(key, request, episode.spec.plan.sampling)
+
+    def _completed(self, key: str, completions: Sequence[Completion]) -> None:
+        episode, request = self._requests.pop(key)
+        texts = episode.completed(request, completions)
+        problem = episode.spec.problem
+        self._verification.add((episode, request), [(problem, text) for text in texts])
+
+    def _verified(self, episode: Episode, request: Request, verdicts: Sequence[Verdict]) -> None:
+        self._submit(episode, episode.verified(request, verdicts))
+        if episode.done:
+            self._episodes -= 1
+            self._finished.append(episode.trajectory())
+
+
+class Verification:
+    """Responses on their way through the verifier actors, in batches that form by themselves.
+
+    Each verifier has one batch at a time; what completes meanwhile is the next batch.
+    """
+
+    def __init__(self, verifiers: Sequence[Any]) -> None:
+        self._idle = deque(verifiers)
+        self._waiting: list[tuple[Any, list[tuple[Problem, str]]]] = []
+        self._calls: dict[Any, tuple[Any, list[tuple[Any, int]]]] = {}
+
+    def add(self, tag: Any, items: list[tuple[Problem, str]]) -> None:
+        """Queue responses; `tag` comes back with their verdicts."""
+        self._waiting.append((tag, items))
+
+    def poll(self, wait_s: float) -> list[tuple[Any, list[Verdict]]]:
+        """Send what waits, collect what is checked, waiting at most `wait_s` for it."""
+        while self._idle and self._waiting:
+            verifier = self._idle.popleft()
+            batch, self._waiting = self._waiting, []
+            items = [item for _, group in batch for item in group]
+            call = verifier.check.remote(items)
+            self._calls[call] = (verifier, [(tag, len(group)) for tag, group in batch])
+        if not self._calls:
+            return []
+        done, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=wait_s)
+        results = []
+        for call in done:
+            verifier, groups = self._calls.pop(call)
+            self._idle.append(verifier)
+            verdicts = iter(ray.get(call))
+            results += [(tag, list(itertools.islice(verdicts, size))) for tag, size in groups]
+        return results

@@ -1,0 +1,1 @@
+"""What a run writes: trajectories and examples on Parquet, its journal, its checkpoints."""

@@ -1,0 +1,257 @@
+"""Training examples on storage: Parquet parts in a seeded random order, and their manifest.
+
+An examples folder holds `part-00000.parquet`, ... and `manifest.json`. The manifest is written
+last, so a folder without one is unfinished; it names every part with its SHA-256, so a damaged
+or replaced part is an error and never data. Parts come in a random order of the examples
+because the packing plan (`rise_ray.train.packing`) shuffles only within a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rise_ray.errors import DataError, StoreError, TrainError
+from rise_ray.mdp import Example, Provenance, Span, derive_seed
+from rise_ray.store.files import Folder
+
+SCHEMA_VERSION = "1"
+EXAMPLES_PER_PART = 1024
+MANIFEST = "manifest.json"
+_READERS = 16  # parts opened at once when only lengths are read: object stores have latency
+
+_SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("weight", pa.float64())])
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("spans", pa.list_(_SPAN), nullable=False),
+        # Derived from the two columns above, so that a packing plan reads numbers only.
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("loss_tokens", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("trajectory_id", pa.string(), nullable=False),
+        pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("iteration", pa.int32(), nullable=False),
+        pa.field("turn", pa.int32(), nullable=False),
+        pa.field("candidate", pa.int32(), nullable=False),
+        pa.field("reward", pa.float64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("weight_version", pa.int32(), nullable=False),
+        pa.field("verifier_version", pa.string(), nullable=False),
+    ],
+    metadata={"schema_version": SCHEMA_VERSION},
+)
+_PROVENANCE = tuple(f.name for f in fields(Provenance))
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplePart:
+    """One Parquet file of an examples folder."""
+
+    name: str
+    examples: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleManifest:
+    """What an examples folder holds.
+
+    `mean_weight` is the mean over the examples of each example's mean span weight. Training
+    divides every weight by it, so that weights have mean 1 over the data set and the learning
+    rate means the same whatever tau was.
+    """
+
+    parts: tuple[ExamplePart, ...]
+    mean_weight: float
+    schema_version: str = SCHEMA_VERSION
+
+    @property
+    def examples(self) -> int:
+        """Examples of all parts."""
+        return sum(part.examples for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class PartLengths:
+    """Of each example of one part, in file order: its tokens and those that carry loss."""
+
+    tokens: npt.NDArray[np.int64]
+    loss_tokens: npt.NDArray[np.int64]
+
+
+def loss_token_count(spans: Iterable[Span]) -> int:
+    """Tokens that carry loss: those in spans, without the first token, which has no prefix."""
+    return sum(span.end - max(span.start, 1) for span in spans if span.end > 1)
+
+
+def examples_to_table(examples: Sequence[Example]) -> pa.Table:
+    """Examples as a table of `EXAMPLE_SCHEMA`, in the order given.
+
+    Raises:
+        DataError: an example's spans are out of range, overlap, or carry a weight that is not
+            finite (names the example).
+    """
+    for example in examples:
+        _check(example)
+    columns: dict[str, list[object]] = {
+        "id": [e.id for e in examples],
+        "input_ids": [e.input_ids for e in examples],
+        "spans": [[asdict(span) for span in e.spans] for e in examples],
+        "tokens": [len(e.input_ids) for e in examples],
+        "loss_tokens": [loss_token_count(e.spans) for e in examples],
+    }
+    for name in _PROVENANCE:
+        columns[name] = [getattr(e.provenance, name) for e in examples]
+    return pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA)
+
+
+def examples_from_table(table: pa.Table) -> list[Example]:
+    """The inverse of `examples_to_table`."""
+    return [
+        Example(
+            id=row["id"],
+            input_ids=tuple(row["input_ids"]),
+            spans=tuple(Span(**span) for span in row["spans"]),
+            provenance=Provenance(**{name: row[name] for name in _PROVENANCE}),
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def example_weight(example: Example) -> float:
+    """The mean weight of an example's spans: its share in the data set's `mean_weight`."""
+    return math.fsum(span.weight for span in example.spans) / len(example.spans)
+
+
+def write_example_parts(folder: Folder, examples: Iterable[Example], seed: int) -> ExampleManifest:
+    """Write a data set that fits in memory, shuffled by a hash of (seed, example id).
+
+    The result depends only on the set of examples and the seed, so writing again is idempotent.
+
+    Raises:
+        TrainError: there are no examples, or their mean weight is not positive.
+        DataError: two examples have the same id, or one is malformed.
+        StoreError: the folder cannot be written.
+    """
+    ordered = sorted(examples, key=lambda example: (derive_seed(seed, example.id), example.id))
+    for left, right in zip(ordered, ordered[1:], strict=False):
+        if left.id == right.id:
+            raise DataError(f"two training examples have the same id: {left.id}")
+    folder.remove(MANIFEST)  # parts are about to change: until the new manifest, unfinished
+    parts = [
+        write_part(folder, index, examples_to_table(ordered[start : start + EXAMPLES_PER_PART]))
+        for index, start in enumerate(range(0, len(ordered), EXAMPLES_PER_PART))
+    ]
+    return write_manifest(folder, parts, math.fsum(example_weight(e) for e in ordered))
+
+
+def write_part(folder: Folder, index: int, table: pa.Table) -> ExamplePart:
+    """Write part number `index` of a folder whose manifest comes later."""
+    buffer = io.BytesIO()
+    pq.write_table(table.cast(EXAMPLE_SCHEMA), buffer, compression="zstd")
+    content = buffer.getvalue()
+    name = f"part-{index:05d}.parquet"
+    folder.write(name, content)
+    return ExamplePart(name, table.num_rows, hashlib.sha256(content).hexdigest())
+
+
+def write_manifest(
+    folder: Folder, parts: Sequence[ExamplePart], weight_sum: float
+) -> ExampleManifest:
+    """Finish an examples folder; `weight_sum` is the sum of `example_weight` over all parts.
+
+    Raises:
+        TrainError: there are no examples, or their mean weight is not positive.
+    """
+    count = sum(part.examples for part in parts)
+    if not count:
+        raise TrainError(f"{folder.uri}: there are no examples to train on")
+    manifest = ExampleManifest(tuple(parts), weight_sum / count)
+    if not (manifest.mean_weight > 0 and math.isfinite(manifest.mean_weight)):
+        raise TrainError(
+            f"{folder.uri}: the examples' mean weight is {manifest.mean_weight}; it must be > 0"
+        )
+    folder.write(MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+    return manifest
+
+
+def read_manifest(folder: Folder) -> ExampleManifest:
+    """What a finished examples folder holds.
+
+    Raises:
+        StoreError: the folder is unfinished, unreadable or of another schema version.
+    """
+    try:
+        content = json.loads(folder.read(MANIFEST))
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise StoreError(
+                f"{folder.uri}: examples of schema version {content['schema_version']}; "
+                f"this rise-ray reads {SCHEMA_VERSION}"
+            )
+        parts = tuple(ExamplePart(**part) for part in content["parts"])
+        return ExampleManifest(parts, float(content["mean_weight"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder.uri}/{MANIFEST}: damaged: {error!r}") from error
+
+
+def read_part(folder: Folder, part: ExamplePart) -> pa.Table:
+    """One part, verified against the manifest.
+
+    Raises:
+        StoreError: it is missing or is not the file that the manifest names.
+    """
+    content = folder.read(part.name)
+    if hashlib.sha256(content).hexdigest() != part.sha256:
+        raise StoreError(f"{folder.uri}/{part.name}: its content is not what {MANIFEST} names")
+    return pq.read_table(pa.BufferReader(content))
+
+
+def read_lengths(folder: Folder, manifest: ExampleManifest) -> list[PartLengths]:
+    """Each part's example lengths; reads only the two columns of numbers.
+
+    Raises:
+        StoreError: a part is missing, unreadable or has another number of examples.
+    """
+    filesystem = folder.arrow()
+
+    def read(part: ExamplePart) -> PartLengths:
+        path = f"{folder.path}/{part.name}"
+        try:
+            table = pq.read_table(path, columns=["tokens", "loss_tokens"], filesystem=filesystem)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{path}: cannot be read: {error}") from error
+        if table.num_rows != part.examples:
+            raise StoreError(f"{path}: holds {table.num_rows} examples, not {part.examples}")
+        tokens, loss_tokens = (column.to_numpy().astype(np.int64) for column in table.columns)
+        return PartLengths(tokens, loss_tokens)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, manifest.parts))
+
+
+def _check(example: Example) -> None:
+    end = 0
+    for span in example.spans:
+        if not end <= span.start < span.end <= len(example.input_ids):
+            raise DataError(
+                f"example {example.id}: span {span.start}-{span.end} overlaps another or leaves "
+                f"its {len(example.input_ids)} tokens"
+            )
+        if not math.isfinite(span.weight):
+            raise DataError(f"example {example.id}: weight {span.weight} is not finite")
+        end = span.end
+    if not loss_token_count(example.spans):
+        raise DataError(f"example {example.id}: no token with a prefix carries loss")

@@ -1,0 +1,128 @@
+"""A run's folder and its journal: what is done, with its result, so that a stopped run goes on.
+
+    runs/<name>/
+      config.yaml                 the resolved config
+      state.json                  the journal: finished stages and their results
+      metrics.jsonl               every measurement (rise_ray.track)
+      trajectories/  examples/    what was rolled and what it was relabeled to
+      checkpoints/iteration=N/    Hugging Face folders (0: the warm start)
+      report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rise_ray import __version__
+from rise_ray.config import RunConfig, dump_config
+from rise_ray.errors import StoreError
+from rise_ray.store.files import Folder
+from rise_ray.store.trajectories import TrajectoryStore
+
+SCHEMA_VERSION = "1"
+CONFIG, STATE, REPORT = "config.yaml", "state.json", "report.html"
+
+
+class Run:
+    """An opened run folder.
+
+    Args:
+        config: resolved.
+        resume: go on with an unfinished run of the same config.
+
+    Raises:
+        StoreError: the folder holds another run, or an unfinished one and `resume` is off.
+    """
+
+    def __init__(self, config: RunConfig, resume: bool) -> None:
+        self.config = config
+        self.folder = run_folder(config)
+        self.trajectories = TrajectoryStore(self.folder / "trajectories")
+        self._stages: dict[str, dict[str, Any]] = {}
+        if self.folder.exists(STATE):
+            self._reopen(resume)
+        elif self.folder.names() or self.folder.folders():
+            raise StoreError(
+                f"{self.folder.uri}: holds files but no run ({STATE} is missing); nothing was "
+                "changed; choose another `name` or `storage`"
+            )
+        else:
+            self.folder.write(CONFIG, dump_config(config).encode())
+            self._save()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return "report" in self._stages
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Finished stages by key, with their results, in the order they finished."""
+        return dict(self._stages)
+
+    def stage(self, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of stage `key`: from the journal, else of `work()`, which is journaled.
+
+        Results are JSON: what a later stage needs to know, never data.
+        """
+        if key not in self._stages:
+            result = work()
+            self._stages[key] = result
+            self._save()
+        return self._stages[key]
+
+    def _save(self) -> None:
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "rise_ray": __version__,
+            "run": self.config.name,
+            "stages": self._stages,
+        }
+        self.folder.write(STATE, json.dumps(state, indent=1).encode())
+
+    def _reopen(self, resume: bool) -> None:
+        state = self._read_state()
+        saved = self.folder.read(CONFIG).decode() if self.folder.exists(CONFIG) else ""
+        mine = dump_config(self.config)
+        if saved != mine:
+            raise StoreError(
+                f"{self.folder.uri}: holds another run (its config.yaml differs: "
+                f"{_first_difference(saved, mine)}); nothing was changed; choose another `name`"
+            )
+        self._stages = state["stages"]
+        if not self.finished and not resume:
+            raise StoreError(
+                f"{self.folder.uri}: holds an unfinished run of this config; go on with --resume, "
+                "or choose another `name`"
+            )
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads(self.folder.read(STATE))
+        except ValueError as error:
+            raise StoreError(f"{self.folder.uri}/{STATE}: damaged journal: {error}") from error
+        version = state.get("schema_version") if isinstance(state, dict) else None
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.folder.uri}/{STATE}: a journal of schema version {version}; this rise-ray "
+                f"reads version {SCHEMA_VERSION}"
+            )
+        return dict(state)
+
+
+def run_folder(config: RunConfig) -> Folder:
+    """Where a run lives. Local folders are made absolute: actors have other working folders."""
+    storage = config.storage
+    if "://" not in storage:
+        storage = str(Path(storage).expanduser().resolve())
+    return Folder(storage) / config.name
+
+
+def _first_difference(saved: str, mine: str) -> str:
+    for old, new in zip(saved.splitlines(), mine.splitlines(), strict=False):
+        if old != new:
+            return f"`{old.strip()}` there, `{new.strip()}` here"
+    return "one is longer"

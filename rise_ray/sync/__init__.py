@@ -1,0 +1,1 @@
+"""New weights into running engines: source, transfer backend, parity probe."""

@@ -1,0 +1,204 @@
+"""Weights on their way: what will come (manifest), pieces of it (buckets), what came (ledger).
+
+Pure numpy. The trainer's side cuts a checkpoint into buckets, the engine's side keeps a ledger
+that accepts every tensor of the manifest exactly once, or names the one that is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rise_ray.errors import SyncError
+
+ALIGNMENT_BYTES = 64
+"""Tensors start at multiples of this in a bucket: any dtype may view its bytes in place."""
+
+ITEM_BYTES: Mapping[str, int] = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+"""Bytes of one element, by torch's name of the dtype."""
+
+_NAMES_IN_ERRORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A parameter's checkpoint name, its dtype (torch's name, `bfloat16`) and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor's data."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def padded_nbytes(self) -> int:
+        """What it takes in a bucket: its size, rounded up to the alignment."""
+        return -(-self.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+    def __str__(self) -> str:
+        return f"`{self.name}` ({self.dtype}, shape {list(self.shape)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything one weight version consists of, declared before the first bucket."""
+
+    version: int
+    tensors: tuple[TensorSpec, ...]
+
+    def to_info(self) -> dict[str, Any]:
+        """As a plain mapping, for processes that are not Ray's."""
+        return {
+            "version": self.version,
+            "tensors": [(t.name, t.dtype, list(t.shape)) for t in self.tensors],
+        }
+
+    @classmethod
+    def from_info(cls, version: int, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> Manifest:
+        """The manifest that `to_info` wrote."""
+        specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
+        return cls(version, specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Some of a version's tensors, back to back in one uint8 array.
+
+    Tensor i is `payload[offsets[i]:offsets[i] + nbytes]`; `checksums[i]` is its `checksum`.
+    """
+
+    index: int
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+    checksums: list[str]
+    payload: NDArray[np.uint8]
+
+    def to_info(self) -> dict[str, Any]:
+        """As a plain mapping that shares the payload."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def tensors(self) -> Iterator[tuple[TensorSpec, NDArray[np.uint8], str]]:
+        """Each tensor's spec, raw bytes (a view) and declared checksum."""
+        for name, dtype, shape, offset, digest in zip(
+            self.names, self.dtypes, self.shapes, self.offsets, self.checksums, strict=True
+        ):
+            spec = TensorSpec(name, dtype, tuple(shape))
+            yield spec, self.payload[offset : offset + spec.nbytes], digest
+
+
+def checksum(data: NDArray[np.uint8]) -> str:
+    """BLAKE2b (128 bits, hexadecimal) of a tensor's bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(data), digest_size=16).hexdigest()
+
+
+def plan_buckets(
+    tensors: Sequence[TensorSpec], bucket_bytes: int
+) -> tuple[tuple[TensorSpec, ...], ...]:
+    """Cut a list of tensors, in its order, into buckets of at most `bucket_bytes`.
+
+    A single tensor that is larger travels alone. The order is kept because vLLM finishes a
+    layer when its last tensor arrives: neighbours in a checkpoint are of one layer.
+    """
+    plan: list[list[TensorSpec]] = []
+    room = 0
+    for tensor in tensors:
+        if not plan or tensor.padded_nbytes > room:
+            plan.append([])
+            room = bucket_bytes
+        plan[-1].append(tensor)
+        room -= tensor.padded_nbytes
+    return tuple(tuple(bucket) for bucket in plan)
+
+
+def fill_bucket(
+    index: int, tensors: Sequence[TensorSpec], read: Callable[[str], NDArray[np.uint8]]
+) -> Bucket:
+    """Copy tensors, given by name as raw bytes by `read`, into one bucket."""
+    payload = np.zeros(sum(tensor.padded_nbytes for tensor in tensors), dtype=np.uint8)
+    offsets, checksums = [], []
+    offset = 0
+    for tensor in tensors:
+        data = read(tensor.name)
+        payload[offset : offset + tensor.nbytes] = data
+        offsets.append(offset)
+        checksums.append(checksum(data))
+        offset += tensor.padded_nbytes
+    return Bucket(
+        index=index,
+        names=[tensor.name for tensor in tensors],
+        dtypes=[tensor.dtype for tensor in tensors],
+        shapes=[list(tensor.shape) for tensor in tensors],
+        offsets=offsets,
+        checksums=checksums,
+        payload=payload,
+    )
+
+
+class Ledger:
+    """What of a manifest has arrived: each tensor is accepted once, as declared, intact."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.version = manifest.version
+        self._expected = {tensor.name: tensor for tensor in manifest.tensors}
+        self._arrived: set[str] = set()
+
+    def accept(self, bucket: Bucket) -> None:
+        """Check a bucket before any of it is loaded.
+
+        Raises:
+            SyncError: a tensor is unknown, came before, has another shape or dtype than
+                declared, or its bytes do not have its checksum.
+        """
+        where = f"weight version {self.version}, bucket {bucket.index}"
+        for tensor, data, digest in bucket.tensors():
+            expected = self._expected.get(tensor.name)
+            if expected is None:
+                raise SyncError(f"{where}: {tensor} is not in the checkpoint")
+            if tensor.name in self._arrived:
+                raise SyncError(f"{where}: {tensor} arrived a second time")
+            if tensor != expected:
+                raise SyncError(f"{where}: {tensor} arrived, but the checkpoint has {expected}")
+            if len(data) != tensor.nbytes or checksum(data) != digest:
+                raise SyncError(f"{where}: {tensor} was damaged on its way (wrong checksum)")
+            self._arrived.add(tensor.name)
+
+    def close(self) -> None:
+        """Check that everything arrived.
+
+        Raises:
+            SyncError: with the names of the tensors that did not.
+        """
+        missing = [name for name in self._expected if name not in self._arrived]
+        if missing:
+            raise SyncError(f"weight version {self.version}: never arrived: {name_some(missing)}")
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names in backticks, and how many more there are."""
+    shown = ", ".join(f"`{name}`" for name in names[:_NAMES_IN_ERRORS])
+    more = len(names) - _NAMES_IN_ERRORS
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,213 @@
+"""The parity probe: do an engine's weights give the trainer's log-probabilities?
+
+A checkpoint carries `parity.json`: a few token sequences and the log-probability that the
+trainer gave to every token after the first. After each sync every engine scores the same
+sequences; a difference means that it does not hold those weights, whatever the transfer said.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rise_ray.errors import SyncError
+from rise_ray.store.files import Folder
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+PARITY_FILE = "parity.json"
+_TOLERANCE_NATS = {"float32": 0.001, "bfloat16": 0.05}
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReference:
+    """Token sequences, and log p(token | tokens before it) in nats of all but the first token.
+
+    Raises:
+        SyncError: the two do not fit each other, or a log-probability is not a finite number.
+    """
+
+    sequences: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        lengths = [len(sequence) - 1 for sequence in self.sequences]
+        if not lengths or min(lengths) < 1 or lengths != [len(row) for row in self.logprobs]:
+            raise SyncError(
+                "parity reference: needs sequences of two tokens or more, and a log-probability "
+                f"for each token after the first; got {lengths} expected and "
+                f"{[len(row) for row in self.logprobs]} given"
+            )
+        if not all(math.isfinite(value) for row in self.logprobs for value in row):
+            raise SyncError("parity reference: a log-probability is not a finite number")
+
+    def to_json(self) -> str:
+        """As the content of `parity.json`."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> ParityReference:
+        """Read `parity.json`; `source` names it in errors.
+
+        Raises:
+            SyncError: it is not one.
+        """
+        try:
+            content = json.loads(text)
+            return cls(
+                tuple(tuple(map(int, row)) for row in content["sequences"]),
+                tuple(tuple(map(float, row)) for row in content["logprobs"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise SyncError(f"{source}: not a parity reference: {error!r}") from error
+
+    def save(self, checkpoint: Folder) -> None:
+        """Write it into a checkpoint folder."""
+        checkpoint.write(PARITY_FILE, self.to_json().encode())
+
+    @classmethod
+    def load(cls, checkpoint: Folder) -> ParityReference:
+        """Read it from a checkpoint folder."""
+        return cls.from_json(checkpoint.read(PARITY_FILE), f"{checkpoint.uri}/{PARITY_FILE}")
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """Absolute differences of log-probabilities, in nats, over the probe's tokens."""
+
+    mean: float
+    max: float
+    tokens: int
+
+
+def parity_sequences(
+    token_ids: Sequence[Sequence[int]], count: int = 8, max_tokens: int = 256
+) -> tuple[tuple[int, ...], ...]:
+    """The first `count` different sequences of two tokens or more, cut to `max_tokens`."""
+    cut = (tuple(ids[:max_tokens]) for ids in token_ids)
+    return tuple(dict.fromkeys(ids for ids in cut if len(ids) > 1))[:count]
+
+
+def default_tolerance(dtype: str) -> float:
+    """The largest accepted mean difference, in nats, for an engine's dtype.
+
+    Raises:
+        SyncError: there is none for this dtype; set `sync.parity_tolerance`.
+    """
+    if dtype not in _TOLERANCE_NATS:
+        raise SyncError(f"no default parity tolerance for {dtype}: set `sync.parity_tolerance`")
+    return _TOLERANCE_NATS[dtype]
+
+
+def check_parity(
+    reference: ParityReference,
+    got: Sequence[Sequence[float]],
+    tolerance: float,
+    engine_name: str,
+    version: int,
+) -> ParityReport:
+    """Compare an engine's log-probabilities with the reference.
+
+    Args:
+        reference: the trainer's.
+        got: the engine's, in the same order and of the same lengths.
+        tolerance: largest accepted mean absolute difference, in nats.
+        engine_name: names the engine in errors.
+        version: weight version that the engine should hold.
+
+    Raises:
+        SyncError: the mean difference is above the tolerance, or not a number; it names the
+            engine, the version, mean and maximum, and the token that differs most.
+    """
+    if [len(row) for row in got] != [len(row) for row in reference.logprobs]:
+        raise SyncError(f"engine {engine_name}: scored other tokens than the parity probe's")
+    differences = [
+        (_difference(expected, value), row, position)
+        for row, (expecteds, values) in enumerate(zip(reference.logprobs, got, strict=True))
+        for position, (expected, value) in enumerate(zip(expecteds, values, strict=True), start=1)
+    ]
+    worst, row, position = max(differences)
+    mean = sum(difference for difference, _, _ in differences) / len(differences)
+    if mean > tolerance:
+        raise SyncError(
+            f"engine {engine_name} does not hold weight version {version}: its log-probabilities "
+            f"differ from the trainer's by {mean:.3g} nats in the mean and {worst:.3g} at most "
+            f"(tolerance of the mean: {tolerance:g}); the worst is token "
+            f"{reference.sequences[row][position]} at position {position} of probe sequence {row}: "
+            f"trainer {reference.logprobs[row][position - 1]:.4f}, "
+            f"engine {got[row][position - 1]:.4f}"
+        )
+    return ParityReport(mean, worst, len(differences))
+
+
+def _difference(expected: float, value: float) -> float:
+    difference = abs(expected - value)
+    return math.inf if math.isnan(difference) else difference  # NaN would pass any comparison
+
+
+def engine_logprobs(
+    engine: LLMEngine, sequences: Sequence[Sequence[int]]
+) -> tuple[tuple[float, ...], ...]:
+    """Log p of every token after the first, as an idle vLLM engine computes it.
+
+    Raises:
+        SyncError: other requests are under way, whose outputs this would swallow.
+    """
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
+    if engine.has_unfinished_requests():
+        raise SyncError("the parity probe needs an engine without requests under way")
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    order = [f"parity-{uuid.uuid4().hex}" for _ in sequences]
+    for request_id, ids in zip(order, sequences, strict=True):
+        engine.add_request(request_id, tokens_input(list(ids)), params)
+    scored: dict[str, tuple[float, ...]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                positions = zip(
+                    output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True
+                )
+                scored[output.request_id] = tuple(at[token].logprob for token, at in positions)
+    return tuple(scored[request_id] for request_id in order)
+
+
+def reference_logprobs(
+    model_path: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
+) -> ParityReference:
+    """The reference of a checkpoint, by plain Hugging Face on the CPU.
+
+    Imports torch: in the driver, use `reference_in_task`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+    ).eval()
+    rows = []
+    with torch.inference_mode():
+        for ids in sequences:
+            tokens = torch.tensor([ids])
+            logprobs = model(tokens).logits[0, :-1].float().log_softmax(-1)
+            rows.append(tuple(logprobs.gather(1, tokens[0, 1:, None])[:, 0].tolist()))
+    return ParityReference(tuple(map(tuple, sequences)), tuple(rows))
+
+
+def reference_in_task(
+    checkpoint_uri: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
+) -> ParityReference:
+    """`reference_logprobs` of a checkpoint at a URI, in a Ray task whose process ends with it."""
+    import ray
+
+    def score() -> ParityReference:
+        path = str(Folder(checkpoint_uri).localize())
+        return reference_logprobs(path, sequences, dtype, trust_remote_code)
+
+    return ray.get(ray.remote(num_cpus=1, max_calls=1)(score).remote())

@@ -1,0 +1,195 @@
+"""The trainer's side of a weight sync: a checkpoint folder, streamed as buckets by a Ray actor.
+
+    server = WeightServerActor.remote(checkpoint_uri, version, bucket_bytes)
+    for bucket in pull(server, deadline_s):   # on any node, by any number of engines
+        ...
+
+Tensors are read as raw bytes straight from the safetensors files (bfloat16 included), so the
+server needs no torch and no GPU and starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError, RayError
+
+from rise_ray.errors import ModelError, SyncError
+from rise_ray.store.files import Folder
+from rise_ray.sync.buckets import Bucket, Manifest, TensorSpec, fill_bucket, plan_buckets
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+RESIDENT_BUCKETS = 2
+"""Buckets a server keeps in the object store: one being loaded, one ready."""
+
+_TORCH_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class Checkpoint:
+    """The tensors of a Hugging Face folder with safetensors weights, one file or sharded.
+
+    `tensors` lists them file by file in the order of their bytes.
+
+    Raises:
+        ModelError: there are no safetensors weights, or a file is missing or malformed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._data: dict[str, NDArray[np.uint8]] = {}
+        tensors: list[TensorSpec] = []
+        for file, wanted in _weight_files(folder).items():
+            found = _read_header(folder / file)
+            absent = sorted((wanted or set()) - {tensor.name for tensor, _ in found})
+            if absent:
+                raise ModelError(f"{folder / file}: lacks `{absent[0]}`, which the index names")
+            for tensor, data in found:
+                if wanted is None or tensor.name in wanted:
+                    tensors.append(tensor)
+                    self._data[tensor.name] = data
+        self.tensors = tuple(tensors)
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's raw bytes, memory-mapped."""
+        return self._data[name]
+
+
+def _weight_files(folder: Path) -> dict[str, set[str] | None]:
+    """File names, each with the tensors the index takes from it; None: all."""
+    if not (folder / INDEX_FILE).exists():
+        return {SINGLE_FILE: None}
+    try:
+        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / INDEX_FILE}: not a safetensors index: {error!r}") from error
+    files: dict[str, set[str] | None] = {file: set() for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+        wanted = files[file]
+        assert wanted is not None  # only a folder without an index takes whole files
+        wanted.add(name)
+    return files
+
+
+def _read_header(path: Path) -> list[tuple[TensorSpec, NDArray[np.uint8]]]:
+    """The tensors of one safetensors file, in the order of their bytes.
+
+    The format: 8 bytes little-endian header length, a JSON header with each tensor's dtype,
+    shape and byte range, then the bytes (https://github.com/huggingface/safetensors#format).
+    """
+    try:
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header: dict[str, Any] = json.loads(content[8:start].tobytes())
+        header.pop("__metadata__", None)
+        entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
+        return [_locate(name, entry, content[start:]) for name, entry in entries]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not a safetensors file: {error!r}") from error
+
+
+def _locate(
+    name: str, entry: dict[str, Any], content: NDArray[np.uint8]
+) -> tuple[TensorSpec, NDArray[np.uint8]]:
+    begin, end = entry["data_offsets"]
+    spec = TensorSpec(name, _TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    if end - begin != spec.nbytes or not 0 <= begin <= end <= len(content):
+        raise ValueError(f"the byte range of {spec} does not fit")
+    return spec, content[begin:end]
+
+
+class WeightServer:
+    """Serves one weight version's buckets to any number of engines, at any time.
+
+    Buckets are read and put into the object store when first asked for; the last
+    `RESIDENT_BUCKETS` stay there, so engines that pull side by side share one read and one put.
+    A straggler or a late joiner makes older ones be read again: memory stays bounded, and no
+    engine ever waits for another.
+    """
+
+    def __init__(self, checkpoint_uri: str, version: int, bucket_bytes: int) -> None:
+        self._checkpoint = Checkpoint(Folder(checkpoint_uri).localize())
+        self._manifest = Manifest(version, self._checkpoint.tensors)
+        self._plan = plan_buckets(self._checkpoint.tensors, bucket_bytes)
+        self._resident: OrderedDict[int, ray.ObjectRef] = OrderedDict()
+        self._reads = 0
+
+    def manifest(self) -> tuple[Manifest, int]:
+        """What the version consists of, and in how many buckets it comes."""
+        return self._manifest, len(self._plan)
+
+    def bucket(self, index: int) -> list[ray.ObjectRef]:
+        """The reference of a bucket, in a list so that Ray hands it on unresolved."""
+        if index not in self._resident:
+            while len(self._resident) >= RESIDENT_BUCKETS:
+                self._resident.popitem(last=False)
+            self._resident[index] = ray.put(
+                fill_bucket(index, self._plan[index], self._checkpoint.read)
+            )
+            self._reads += 1
+        return [self._resident[index]]
+
+    def reads(self) -> int:
+        """Buckets read from the checkpoint so far: equal to the plan's if every one was shared."""
+        return self._reads
+
+
+WeightServerActor = ray.remote(num_cpus=0)(WeightServer)
+"""`WeightServer` as an actor. It owns the buckets: keep its handle until every engine is done."""
+
+
+def pull(server: Any, deadline_s: float) -> tuple[Manifest, Iterator[Bucket]]:
+    """A server's manifest and its buckets in order; the next is prepared while one is loaded.
+
+    Args:
+        server: handle of a `WeightServerActor`.
+        deadline_s: seconds that everything together may take, the caller's loading included.
+
+    Raises:
+        SyncError: the deadline passed or the server died (also while iterating).
+    """
+    deadline = time.monotonic() + deadline_s
+    manifest, count = _get(server.manifest.remote(), deadline, deadline_s)
+    return manifest, _buckets(server, count, deadline, deadline_s)
+
+
+def _buckets(server: Any, count: int, deadline: float, deadline_s: float) -> Iterator[Bucket]:
+    upcoming = [server.bucket.remote(index) for index in range(min(1, count))]
+    for index in range(count):
+        (reference,) = _get(upcoming.pop(), deadline, deadline_s)
+        if index + 1 < count:
+            upcoming.append(server.bucket.remote(index + 1))
+        yield _get(reference, deadline, deadline_s)
+
+
+def _get(reference: Any, deadline: float, deadline_s: float) -> Any:
+    try:
+        return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+    except GetTimeoutError as error:
+        raise SyncError(
+            f"the weights did not arrive within {deadline_s:g} s (`sync.deadline_s`)"
+        ) from error
+    except RayError as error:
+        raise SyncError(f"the weight server failed: {error}") from error

@@ -1,0 +1,227 @@
+r"""Countdown-3: reach a target with three numbers. Checking is easy, finding is hard.
+
+The quick start's task: small enough that a half-million-parameter model learns on a laptop to
+improve its own answers. A problem, and a response as the task wants it:
+
+    Use 5 6 and 9 to make 21 .
+    6 * 5 = 30 , 30 - 9 = 21 correct . \boxed{ ( 6 * 5 ) - 9 }
+
+The verdict word (`correct`, `too low`, `too high`) is the model's own and may be wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+from rise_ray.config import Settings
+from rise_ray.errors import DataError
+from rise_ray.mdp import Message, Outcome, Problem, Verdict, derive_seed
+from rise_ray.tasks.arithmetic import apply, parse_expression
+from rise_ray.tasks.boxed import last_boxed
+
+NUMBERS = range(1, 13)
+VALUES = range(1, 100)
+TARGETS = range(10, 100)
+OPERATORS = "+-*"
+FEEDBACK = "Please check and try again ."
+WORDS = (
+    *("Use", "and", "to", "make", ".", "+", "-", "*", "=", ",", "(", ")", r"\boxed{", "}"),
+    *("correct", "too", "low", "high", "Please", "check", "try", "again"),
+)
+TARGET_SHARE = 0.6
+"""Of a demonstration's attempts that reach the target."""
+NEAREST = 4
+"""The others reach one of this many nearest values."""
+TURNS, TURN_WEIGHTS = (1, 3, 5), (30, 35, 35)
+"""Attempts in a demonstration, and how often of 100."""
+SPLIT_SHARES = {"test": 0.19, "dev": 0.16, "train": 0.65}
+"""Of the number multisets, by hash: 552, 464 and 1,894 problems."""
+
+_CLAIM = re.compile(r"\b(?:correct|too\s+low|too\s+high)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A left-to-right calculation: `(a first b) second c`."""
+
+    a: int
+    first: str
+    b: int
+    second: str
+    c: int
+
+    @property
+    def middle(self) -> int:
+        return apply(self.first, self.a, self.b)
+
+    @property
+    def value(self) -> int:
+        return apply(self.second, self.middle, self.c)
+
+    @property
+    def is_legal(self) -> bool:
+        """Every value is 1-99 and nothing is multiplied by 1."""
+        return (
+            self.middle in VALUES
+            and self.value in VALUES
+            and not (self.first == "*" and 1 in (self.a, self.b))
+            and not (self.second == "*" and 1 in (self.middle, self.c))
+        )
+
+    @property
+    def expression(self) -> str:
+        return f"( {self.a} {self.first} {self.b} ) {self.second} {self.c}"
+
+    def response(self, target: int) -> str:
+        """The response that works this chain out, with a right verdict word."""
+        gap = self.value - target
+        verdict = "correct" if gap == 0 else "too low" if gap < 0 else "too high"
+        return (
+            f"{self.a} {self.first} {self.b} = {self.middle} , "
+            f"{self.middle} {self.second} {self.c} = {self.value} {verdict} . "
+            rf"\boxed{{ {self.expression} }}"
+        )
+
+
+@cache
+def chains(numbers: tuple[int, ...]) -> Mapping[int, tuple[Chain, ...]]:
+    """Every legal chain over the three numbers in any order, by the value that it reaches."""
+    reached: dict[int, list[Chain]] = {}
+    for a, b, c in sorted(set(itertools.permutations(numbers))):
+        for first, second in itertools.product(OPERATORS, repeat=2):
+            chain = Chain(a, first, b, second, c)
+            if chain.is_legal:
+                reached.setdefault(chain.value, []).append(chain)
+    return {value: tuple(reached[value]) for value in sorted(reached)}
+
+
+class Countdown(Settings):
+    """The task. Its problems are all that exist: 2,910 in three splits, none left out."""
+
+    name: ClassVar[str] = "countdown"
+
+    def load(self, split: str) -> list[Problem]:
+        """All problems of `train`, `dev` or `test`, in a fixed order that is no order of size.
+
+        All problems of one number multiset are in one split.
+        """
+        if split not in SPLIT_SHARES:
+            raise DataError(f"countdown: no split `{split}` (allowed: {', '.join(SPLIT_SHARES)})")
+        problems = [
+            _problem(numbers, target)
+            for numbers in itertools.combinations_with_replacement(NUMBERS, 3)
+            if _split(numbers) == split
+            for target in chains(numbers)
+            if target in TARGETS
+        ]
+        return sorted(problems, key=lambda problem: derive_seed("order", problem.id))
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        """The question itself."""
+        return [Message("user", problem.question)]
+
+    def feedback(self, problem: Problem) -> str:
+        """The same for every problem and after right and wrong answers."""
+        return FEEDBACK
+
+    def check(self, problem: Problem, response: str) -> Verdict:
+        """Judge the boxed expression: the given numbers, each once, and the target's value.
+
+        `answer` is the expression's normal form; intermediate values are not restricted.
+        """
+        return _judge(problem.data["numbers"], problem.data["target"], response)
+
+    def reference_response(self, problem: Problem) -> str:
+        """One of the problem's solutions, worked out."""
+        return _reference(tuple(sorted(problem.data["numbers"])), problem.data["target"]).response(
+            problem.data["target"]
+        )
+
+    def demonstrations(
+        self, problems: Sequence[Problem], count: int, rng: random.Random
+    ) -> Iterator[tuple[Problem, list[Message]]]:
+        """`count` deliberately imperfect chats: see the constants at the top.
+
+        A chat's attempts are independent of each other; arithmetic and verdicts are right.
+        """
+        for _ in range(count):
+            problem = rng.choice(problems)
+            turns = rng.choices(TURNS, TURN_WEIGHTS)[0]
+            messages = self.prompt(problem)
+            for turn in range(turns):
+                if turn:
+                    messages.append(Message("user", FEEDBACK))
+                messages.append(Message("assistant", _imperfect_attempt(problem, rng)))
+            yield problem, messages
+
+    def vocabulary(self) -> list[str]:
+        """Every word of questions, responses and feedback; 0-99 are one word each."""
+        return [*map(str, range(100)), *WORDS]
+
+
+def _split(numbers: tuple[int, ...]) -> str:
+    position = derive_seed("countdown", *numbers) / 2**63
+    for split, share in SPLIT_SHARES.items():
+        position -= share
+        if position < 0:
+            return split
+    return "train"
+
+
+def _problem(numbers: tuple[int, ...], target: int) -> Problem:
+    identity = "-".join(map(str, ("countdown", *numbers, target)))
+    shown = list(numbers)
+    random.Random(derive_seed("shown", identity)).shuffle(shown)
+    reference = _reference(numbers, target)
+    return Problem(
+        id=identity,
+        task=Countdown.name,
+        question=f"Use {shown[0]} {shown[1]} and {shown[2]} to make {target} .",
+        reference=reference.expression,
+        solution=reference.response(target),
+        data={"numbers": shown, "target": target},
+    )
+
+
+def _reference(numbers: tuple[int, ...], target: int) -> Chain:
+    return random.Random(derive_seed("reference", *numbers, target)).choice(chains(numbers)[target])
+
+
+def _imperfect_attempt(problem: Problem, rng: random.Random) -> str:
+    target = problem.data["target"]
+    reachable = chains(tuple(sorted(problem.data["numbers"])))
+    value = target
+    if rng.random() >= TARGET_SHARE:
+        others = sorted((v for v in reachable if v != target), key=lambda v: (abs(v - target), v))
+        value = rng.choice(others[:NEAREST])
+    return rng.choice(reachable[value]).response(target)
+
+
+def _judge(numbers: Sequence[int], target: int, response: str) -> Verdict:
+    boxed = last_boxed(response)
+    if boxed is None:
+        return Verdict(Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer", _claim(response))
+    claim = _claim(response[: response.rfind(r"\boxed")])
+    try:
+        expression = parse_expression(boxed)
+    except ValueError as error:
+        return Verdict(Outcome.UNPARSEABLE, None, f"the boxed expression: {error}", claim)
+    answer = expression.text
+    if sorted(expression.numbers) != sorted(numbers):
+        reason = "does not use each given number once"
+        return Verdict(Outcome.INCORRECT, answer, reason, claim)
+    if expression.value != target:
+        reason = f"makes {expression.value}, not {target}"
+        return Verdict(Outcome.INCORRECT, answer, reason, claim)
+    return Verdict(Outcome.CORRECT, answer, f"makes {target}", claim)
+
+
+def _claim(text: str) -> bool | None:
+    claims = _CLAIM.findall(text)
+    return claims[-1] == "correct" if claims else None

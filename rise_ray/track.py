@@ -1,0 +1,148 @@
+"""Measurements: `metrics.jsonl` in the run folder always, Weights & Biases when configured.
+
+The tracker is an actor, so that the training workers and the driver write to one place while
+training runs. Records of a stage that is done again replace those of the earlier try.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import netrc
+import os
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rise_ray.config import RunConfig
+from rise_ray.store.files import Folder
+
+METRICS = "metrics.jsonl"
+_FLUSH_S = 1.0
+
+
+class PhaseLog:
+    """`log(record)` of one phase, for whoever measures: it can be sent to other processes."""
+
+    def __init__(self, tracker: Any, stage: str, phase: str) -> None:
+        self._tracker = tracker
+        self._name = (stage, phase)
+        ray.get(tracker.begin.remote(*self._name))
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self._tracker.log.remote(*self._name, record)
+
+
+class Tracker:
+    """One run's measurements (a Ray actor: `ray.remote(Tracker)`)."""
+
+    def __init__(self, config: RunConfig, folder: Folder) -> None:
+        self._folder = folder
+        self._records: list[dict[str, Any]] = []
+        if folder.exists(METRICS):
+            lines = folder.read(METRICS).decode().splitlines()
+            self._records = [json.loads(line) for line in lines]
+        self._written = time.monotonic()
+        self._wandb = _start_wandb(config) if config.wandb else None
+
+    def begin(self, stage: str, phase: str) -> None:
+        """A phase of a stage starts: drop what an earlier try of it left."""
+        self._records = [r for r in self._records if (r["stage"], r["phase"]) != (stage, phase)]
+
+    def log(self, stage: str, phase: str, record: dict[str, Any]) -> None:
+        """Add a record; it is on storage within a second of the next one, or at `flush`."""
+        record = {"stage": stage, "phase": phase, "time": time.time(), **record}
+        self._records.append(record)
+        if self._wandb is not None:
+            self._wandb.log(_flat(record))
+        if time.monotonic() - self._written > _FLUSH_S:
+            self.flush()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest record."""
+        return self._records[-1] if self._records else None
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records of the run."""
+        return self._records
+
+    def flush(self) -> None:
+        """Write `metrics.jsonl`."""
+        lines = [json.dumps(_finite(record)) for record in self._records]
+        self._folder.write(METRICS, "".join(line + "\n" for line in lines).encode())
+        self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write everything and finish the W&B run."""
+        self.flush()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+
+def start_tracker(config: RunConfig, folder: Folder) -> Any:
+    """The tracker of a run, on the driver's node: a local run folder is there."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote(config, folder)
+
+
+def wandb_mode(config: RunConfig) -> str:
+    """`auto` resolved: online where an API key is known, else offline."""
+    assert config.wandb is not None
+    if config.wandb.mode != "auto":
+        return config.wandb.mode
+    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_key() else "offline"
+
+
+def _start_wandb(config: RunConfig) -> Any:
+    import wandb
+
+    assert config.wandb is not None
+    return wandb.init(
+        project=config.wandb.project,
+        entity=config.wandb.entity,
+        mode=wandb_mode(config),
+        name=config.name,
+        id=config.name,
+        resume="allow",
+        tags=config.wandb.tags,
+        config=config.model_dump(mode="json"),
+    )
+
+
+def _netrc_key() -> bool:
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """W&B's form: numbers under `phase/stage/metric`, an interval by its value."""
+    prefix = f"{record['phase']}/{record.get('model', record['stage'])}"
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            for name, item in value.items():
+                flat[f"{prefix}/{name}"] = item["value"] if _is_interval(item) else item
+        elif isinstance(value, int | float) and key != "time":
+            flat[f"{prefix}/{key}"] = value
+    return flat
+
+
+def _is_interval(item: Any) -> bool:
+    return isinstance(item, dict) and "value" in item
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a measurement that is not a number is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,134 @@
+"""From ZeRO-3's partitions to a Hugging Face folder, with the probe that its readers must match.
+
+`parity.json` holds log-probabilities of fixed sequences under the written weights, computed by
+the trainer: after weights were sent to an engine, the engine has to find the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rise_ray.store.files import Folder
+from rise_ray.train.job import TrainJob, WorkerTask
+
+
+def export_checkpoint(model: Any, task: WorkerTask, seconds: float) -> None:
+    """Write the checkpoint. Every rank has to call this; rank 0 writes.
+
+    Args:
+        model: the Hugging Face model, its weights partitioned by ZeRO-3.
+        task: what was trained.
+        seconds: that the steps took, for the model card.
+
+    Raises:
+        StoreError: the output folder cannot be written.
+    """
+    dtype = torch.bfloat16 if task.dtype == "bfloat16" else torch.float32
+    model.eval()
+    weights = gather_weights(model, dtype)
+    logprobs = sequence_logprobs(model, task.job.parity_sequences, dtype)
+    if dist.get_rank() != 0:
+        return
+    with tempfile.TemporaryDirectory() as path:
+        _write_model(Path(path), model, weights, dtype, task.job)
+        parity = {"sequences": task.job.parity_sequences, "logprobs": logprobs}
+        (Path(path) / "parity.json").write_text(json.dumps(parity))
+        (Path(path) / "README.md").write_text(model_card(task, seconds))
+        Folder(task.job.output).upload(Path(path))
+
+
+def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The whole weights in `dtype` on rank 0's CPU, one at a time; {} on the other ranks.
+
+    The partitions keep the rounded values, so that what is measured next is what was written.
+    """
+    import deepspeed
+
+    gathered: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        # Rank 0 modifies: a rounded value is sent back to the partitions.
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                rounded = parameter.detach().to(dtype)
+                gathered[name] = rounded.to("cpu", copy=True)
+                parameter.data.copy_(rounded)
+    if dist.get_rank() == 0:
+        state = model.state_dict()
+        buffers = {name: buffer for name, buffer in model.named_buffers() if name in state}
+        gathered |= {name: buffer.to("cpu", copy=True) for name, buffer in buffers.items()}
+    return gathered
+
+
+def sequence_logprobs(
+    model: Any, sequences: tuple[tuple[int, ...], ...], dtype: torch.dtype
+) -> list[list[float]]:
+    """Log-probabilities (nats) of each token after a sequence's first, given those before it.
+
+    Under ZeRO-3 every rank has to call this: each forward gathers the weights from all of them.
+    """
+    device = next(model.parameters()).device
+    rounded = torch.autocast(device.type, dtype, enabled=dtype != model.dtype)
+    found = []
+    for sequence in sequences:
+        ids = torch.tensor([sequence], dtype=torch.int64, device=device)
+        with torch.no_grad(), rounded:
+            logits = model(input_ids=ids, use_cache=False).logits
+        logprobs = torch.log_softmax(logits[0, :-1].float(), dim=-1)
+        found.append(logprobs.gather(1, ids[0, 1:, None]).squeeze(1).tolist())
+    return found
+
+
+def _write_model(
+    path: Path, model: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype, job: TrainJob
+) -> None:
+    from transformers import AutoTokenizer
+
+    from rise_ray.train.loop import model_source
+
+    model.config.dtype = dtype
+    model.config.use_cache = True
+    model.save_pretrained(path, state_dict=weights)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_source(job.base), trust_remote_code=job.trust_remote_code
+    )
+    tokenizer.save_pretrained(path)
+
+
+def model_card(task: WorkerTask, seconds: float) -> str:
+    """The README.md of a checkpoint: where it came from and what it was trained with."""
+    job, plan = task.job, task.plan
+    facts = {
+        "Base model": job.base,
+        "Training": job.name,
+        "Examples": f"{task.manifest.examples} ({job.examples})",
+        "Optimizer steps": str(plan.steps),
+        "Tokens": f"{int(plan.tokens.sum())} ({int(plan.loss_tokens.sum())} with loss)",
+        "Peak learning rate": str(job.config.lr),
+        "Tokens of a batch": str(job.config.batch_tokens),
+        "Seed": str(job.seed),
+        "Workers": f"{job.config.workers} (DeepSpeed ZeRO-3)",
+        "Seconds of training": f"{seconds:.0f}",
+        **job.card,
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [rise, self-correction, rise-ray]
+---
+
+# {job.name}
+
+Fine-tuned with rise-ray: reward-weighted regression on multi-turn attempts
+(RISE, [arXiv 2407.18219](https://arxiv.org/abs/2407.18219)).
+
+| | |
+|---|---|
+{rows}
+"""

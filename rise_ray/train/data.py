@@ -1,0 +1,218 @@
+"""Each rank's own stream of packed rows, read and packed by Ray Data tasks while training runs.
+
+A rank reads the parts in the order of the packing plan, keeps its share of every step's rows and
+can start at any step, skipping the parts before it unread. Every rank has its own Dataset rather
+than a split of a shared one: a split hands blocks to whichever rank asks first, so batches would
+depend on timing and on the number of ranks. The rank builds it itself rather than through
+`ray.train.DataConfig.configure`, because that runs before a restarted rank has its checkpoint
+and so knows the step to go on from.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from rise_ray.store.examples import ExampleManifest, read_part
+from rise_ray.store.files import Folder
+from rise_ray.train.packing import PackingPlan, PartRows, Share
+
+PARTS_PER_TASK = 8  # a read task yields a block per part; more parts per task, fewer tasks to start
+PREFETCH_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Packed rows, each array of shape [rows, row_tokens].
+
+    `position_ids` restart at 0 for each example (and for the padding at a row's end), from
+    which transformers makes the block-causal mask. `weights` holds, for each token, the loss
+    weight of predicting it, divided by the data set's mean weight; 0 where it carries no loss.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    position_ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+
+_COLUMNS = ("input_ids", "position_ids", "weights")
+
+
+def fill_rows(
+    table: pa.Table, rows: PartRows, wanted: Iterable[int], row_tokens: int, mean_weight: float
+) -> RowBatch:
+    """Lay a part's examples out in the rows `wanted` (numbers within the part).
+
+    Args:
+        table: the part, of `EXAMPLE_SCHEMA`.
+        rows: its rows in the plan.
+        wanted: which of them, in the order of the result.
+        row_tokens: length of a row.
+        mean_weight: of the data set; every weight is divided by it.
+    """
+    ids, starts = _flat(table, "input_ids")
+    spans, span_starts = _flat_spans(table)
+    wanted = list(wanted)
+    batch = empty_rows(len(wanted), row_tokens)
+    for i, row in enumerate(wanted):
+        at = 0
+        for example in rows.examples(row).tolist():
+            length = starts[example + 1] - starts[example]
+            batch.input_ids[i, at : at + length] = ids[starts[example] : starts[example + 1]]
+            batch.position_ids[i, at : at + length] = np.arange(length)
+            for start, end, weight in spans[span_starts[example] : span_starts[example + 1]]:
+                # A first token has no prefix: predicting it from the row's neighbour is no loss.
+                batch.weights[i, at + max(start, 1) : at + end] = weight / mean_weight
+            at += length
+        batch.position_ids[i, at:] = np.arange(row_tokens - at)
+    return batch
+
+
+def empty_rows(rows: int, row_tokens: int) -> RowBatch:
+    """Rows of padding only."""
+    return RowBatch(
+        np.zeros((rows, row_tokens), np.int32),
+        np.tile(np.arange(row_tokens, dtype=np.int32), (rows, 1)),
+        np.zeros((rows, row_tokens), np.float32),
+    )
+
+
+class PackedRows(Datasource):  # type: ignore[misc]  # Ray ships no types
+    """One rank's rows of a packing plan as a Ray Data source, in the plan's order."""
+
+    def __init__(
+        self, folder: Folder, manifest: ExampleManifest, plan: PackingPlan, share: Share
+    ) -> None:
+        super().__init__()
+        self._folder = folder
+        self._manifest = manifest
+        self._plan = plan
+        self._share = share
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all rows of this rank."""
+        steps = self._plan.steps - self._share.first_step
+        return steps * self._share.rows_per_step(self._plan) * self._bytes_per_row()
+
+    def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:
+        """A task for each run of parts of which this rank needs rows, and one for padding."""
+        work = self.work()
+        tasks = []
+        for at in range(0, len(work), PARTS_PER_TASK):
+            group = work[at : at + PARTS_PER_TASK]
+            # A closure over what the task needs, not over the plan of the whole run.
+            read = functools.partial(
+                _read_rows, self._folder, self._manifest, group, self._plan.row_tokens
+            )
+            tasks.append(self._task(read, sum(len(wanted) for _, wanted in group)))
+        padding = self._padding()
+        if padding:
+            blocks = functools.partial(_padding_blocks, padding, self._plan.row_tokens)
+            tasks.append(self._task(blocks, padding))
+        return tasks
+
+    def work(self) -> list[tuple[PartRows, list[int]]]:
+        """The parts to read in order, each with the rows this rank needs of it."""
+        selected = (
+            (rows, self._share.select(self._plan, rows.first_row, rows.rows).tolist())
+            for rows in self._plan.parts
+        )
+        return [(rows, wanted) for rows, wanted in selected if wanted]
+
+    def _padding(self) -> int:
+        missing = self._plan.steps * self._plan.rows_per_step - self._plan.rows
+        return len(self._share.select(self._plan, self._plan.rows, missing))
+
+    def _task(self, read: functools.partial[Iterator[pa.Table]], rows: int) -> ReadTask:
+        metadata = BlockMetadata(
+            num_rows=rows,
+            size_bytes=rows * self._bytes_per_row(),
+            input_files=None,
+            exec_stats=None,
+        )
+        return ReadTask(read, metadata)
+
+    def _bytes_per_row(self) -> int:
+        return 4 * len(_COLUMNS) * self._plan.row_tokens
+
+
+def stream_rows(
+    folder: Folder,
+    manifest: ExampleManifest,
+    plan: PackingPlan,
+    share: Share,
+    rows_per_pass: int,
+) -> Iterator[RowBatch]:
+    """This rank's forward passes in order, `rows_per_pass` rows each.
+
+    The same passes come again for the same arguments, whatever happened in between.
+    """
+    source = PackedRows(folder, manifest, plan, share)
+    tasks = len(source.get_read_tasks(1))
+    if not tasks:
+        return
+    # The ranks hold the cluster's CPUs for as long as they train: a task that asked for one
+    # would wait for ever. What limits reading is the store's back pressure.
+    dataset = ray.data.read_datasource(
+        source, override_num_blocks=tasks, num_cpus=0, concurrency=1
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    per_step = share.rows_per_step(plan)
+    for table in dataset.iter_batches(
+        batch_size=per_step, batch_format="pyarrow", prefetch_batches=PREFETCH_STEPS
+    ):
+        columns = [_matrix(table, name, plan.row_tokens) for name in _COLUMNS]
+        for at in range(0, per_step, rows_per_pass):
+            yield RowBatch(*(column[at : at + rows_per_pass] for column in columns))
+
+
+def _read_rows(
+    folder: Folder,
+    manifest: ExampleManifest,
+    work: Sequence[tuple[PartRows, list[int]]],
+    row_tokens: int,
+) -> Iterator[pa.Table]:
+    for rows, wanted in work:
+        table = read_part(folder, manifest.parts[rows.part])
+        yield _block(fill_rows(table, rows, wanted, row_tokens, manifest.mean_weight))
+
+
+def _padding_blocks(rows: int, row_tokens: int) -> Iterator[pa.Table]:
+    yield _block(empty_rows(rows, row_tokens))
+
+
+def _block(batch: RowBatch) -> pa.Table:
+    def column(name: str) -> pa.Array:
+        matrix = getattr(batch, name)
+        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+
+    return pa.table({name: column(name) for name in _COLUMNS})
+
+
+def _matrix(table: pa.Table, name: str, row_tokens: int) -> npt.NDArray[np.generic]:
+    flat = table.column(name).combine_chunks().flatten().to_numpy()
+    return np.asarray(flat).reshape(-1, row_tokens)
+
+
+def _flat(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """A list column as its values and the offsets of each list in them."""
+    lists = table.column(name).combine_chunks()
+    offsets = lists.offsets.to_numpy()
+    return lists.values.to_numpy(), offsets
+
+
+def _flat_spans(
+    table: pa.Table,
+) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.int32]]:
+    lists = table.column("spans").combine_chunks()
+    fields = (lists.values.field(name).to_pylist() for name in ("start", "end", "weight"))
+    return list(zip(*fields, strict=True)), lists.offsets.to_numpy()

@@ -1,0 +1,221 @@
+"""What every rank runs: DeepSpeed ZeRO-3 over the steps of the packing plan.
+
+All ranks take every step together: they have the same number of passes by construction of the
+plan, and whatever decides how to go on (a non-finite gradient, the time for a state) is agreed
+by all of them, since a rank that left alone would leave the others waiting in a collective.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import get_device
+
+from rise_ray.store.examples import read_part
+from rise_ray.store.files import Folder
+from rise_ray.train.checkpoint import export_checkpoint
+from rise_ray.train.data import RowBatch, stream_rows
+from rise_ray.train.deepspeed_config import passes_per_step, uses_bfloat16
+from rise_ray.train.job import TrainJob, WorkerResult, WorkerTask
+from rise_ray.train.loss import WeightedLoss
+from rise_ray.train.packing import Share
+from rise_ray.train.schedule import lr_factor
+
+LOG_EVERY_S = 2.0
+SYNC_STEPS = 8  # losses are summed over the ranks, and a state is due or not, this often
+NAMED_EXAMPLES = 16  # of a failed step, in the error's message
+
+
+def train_worker(config: dict[str, WorkerTask]) -> WorkerResult:
+    """One rank of `rise_ray.train.job.train`, as Ray Train calls it."""
+    task = config["task"]
+    job = task.job
+    if not job.config.num_gpus:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # before the first import of deepspeed
+    for name in ("ray.data", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.manual_seed(job.seed)
+    engine, keep_alive = start_engine(job, task.deepspeed, task.plan.steps)
+    run = _Run(task, engine)
+    run.resume()
+    try:
+        run.steps()
+    except _NonFiniteError as error:
+        # The same on every rank and on every repeat: a result, or Ray Train would try again.
+        return WorkerResult(error=str(error))
+    export_checkpoint(engine.module.model, task, run.seconds)
+    del keep_alive
+    return WorkerResult(None, run.losses, run.taken, run.seconds)
+
+
+def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) -> tuple[Any, Any]:
+    """The model under DeepSpeed, and an object that has to live as long as it."""
+    import deepspeed
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    config = job.config
+    deepspeed.init_distributed()  # takes over Ray Train's process group; from_pretrained needs it
+    # Alive before from_pretrained, which then loads each weight straight into its partition.
+    keep_alive = HfDeepSpeedConfig(deepspeed_config)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_source(job.base),
+        dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=job.trust_remote_code,
+    )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    module = WeightedLoss(model)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        model_parameters=[p for p in module.parameters() if p.requires_grad],
+        config=deepspeed_config,
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: lr_factor(step, steps, config.warmup_ratio, config.min_lr_ratio),
+        ),
+    )
+    engine.train()
+    return engine, keep_alive
+
+
+def model_source(base: str) -> str:
+    """A path or hub name for transformers: folders of other file systems are copied here."""
+    if "://" in base or Path(base).exists():
+        return str(Folder(base).localize())
+    return base
+
+
+class _NonFiniteError(Exception):
+    pass
+
+
+class _Run:
+    """The state of a run between its steps."""
+
+    def __init__(self, task: WorkerTask, engine: Any) -> None:
+        self.task = task
+        self.engine = engine
+        self.step = 0
+        self.taken = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self._unsynced: list[torch.Tensor] = []
+        self._rank = dist.get_rank()
+        self._world_size = dist.get_world_size()
+        self._device = get_device()
+        self._saved_at = time.monotonic()
+        self._logged_at, self._logged_step = time.monotonic(), 0
+
+    def resume(self) -> None:
+        """Go on from the last state that a failed start of this run left, if there is one."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as path:
+            _, state = self.engine.load_checkpoint(path, tag="state")
+        self.step, self.losses = state["step"], state["losses"]
+        self._logged_step = self.step
+
+    def steps(self) -> None:
+        """Take all steps that are left."""
+        task = self.task
+        config = task.job.config
+        passes = passes_per_step(config)
+        share = Share(self._rank, self._world_size, self.step)
+        stream = stream_rows(
+            Folder(task.job.examples), task.manifest, task.plan, share, config.rows_per_pass
+        )
+        start = self._logged_at = time.monotonic()
+        while self.step < task.plan.steps:
+            self._take_step([next(stream) for _ in range(passes)])
+            if self.step % SYNC_STEPS == 0 or self.step == task.plan.steps:
+                self._sync()
+        self.seconds = time.monotonic() - start
+
+    def _take_step(self, passes: list[RowBatch]) -> None:
+        # DeepSpeed averages gradients over the ranks; the denominator is the global batch's.
+        scale = self._world_size / float(self.task.plan.loss_tokens[self.step])
+        total = torch.zeros((), device=self._device)
+        for batch in passes:
+            loss = self.engine(*self._tensors(batch)) * scale
+            self.engine.backward(loss, scale_wrt_gas=False)
+            self.engine.step()
+            total += loss.detach()
+        self._grad_norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(self._grad_norm):
+            raise _NonFiniteError(self._describe_failure(float(total)))
+        self._unsynced.append(total / self._world_size)
+        self.step += 1
+        self.taken += 1
+
+    def _tensors(self, batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return (
+            torch.as_tensor(batch.input_ids, dtype=torch.int64, device=self._device),
+            torch.as_tensor(batch.position_ids, dtype=torch.int64, device=self._device),
+            torch.as_tensor(batch.weights, device=self._device),
+        )
+
+    def _sync(self) -> None:
+        """Sum the losses over the ranks, log, and save a state if rank 0 finds it due."""
+        now = time.monotonic()
+        due = self._rank == 0 and now - self._saved_at > self.task.job.checkpoint_every_s
+        shared = torch.stack([*self._unsynced, torch.tensor(float(due), device=self._device)])
+        dist.all_reduce(shared)
+        *losses, save = shared.tolist()
+        self.losses += losses
+        self._unsynced.clear()
+        last = self.step == self.task.plan.steps
+        if self._rank == 0 and (last or now - self._logged_at > LOG_EVERY_S):
+            self._log(now)
+        if save and not last:
+            self._save()
+
+    def _log(self, now: float) -> None:
+        if self.task.job.log is not None:
+            window = slice(self._logged_step, self.step)
+            losses = self.losses[window]
+            self.task.job.log(
+                {
+                    "step": self.step,
+                    "steps": self.task.plan.steps,
+                    "loss": sum(losses) / len(losses),
+                    "lr": float(self.engine.get_lr()[0]),
+                    "grad_norm": self._grad_norm,
+                    "tokens_per_s": float(self.task.plan.tokens[window].sum())
+                    / max(now - self._logged_at, 1e-9),
+                }
+            )
+        self._logged_at, self._logged_step = now, self.step
+
+    def _save(self) -> None:
+        with tempfile.TemporaryDirectory() as path:
+            state = {"step": self.step, "losses": self.losses}
+            self.engine.save_checkpoint(path, tag="state", client_state=state)
+            ray.train.report(
+                {"step": self.step}, checkpoint=ray.train.Checkpoint.from_directory(path)
+            )
+        self._saved_at = time.monotonic()
+
+    def _describe_failure(self, loss: float) -> str:
+        """The step and its examples, read again from the plan: no step pays for the names."""
+        task = self.task
+        folder, examples = Folder(task.job.examples), task.plan.step_examples(self.step)
+        tables = {part: read_part(folder, task.manifest.parts[part]) for part, _ in examples}
+        names = [str(tables[part]["id"][index]) for part, index in examples]
+        more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
+        return (
+            f"step {self.step} of {task.plan.steps}: the gradient norm is {self._grad_norm} "
+            f"(this rank's loss {loss}); nothing was written. Examples of the step: "
+            f"{', '.join(names[:NAMED_EXAMPLES])}{more}"
+        )

@@ -1,0 +1,1 @@
+"""Checking answers: child processes that may be killed, and the actor that owns them."""

@@ -1,0 +1,104 @@
+"""The process in which answers are checked: `python -m rise_ray.verify.child`.
+
+Answers are untrusted text, and parsing or comparing one may spin, eat memory or crash. So it
+happens here, where the parent (`rise_ray.verify.checker`) can kill it at its deadline.
+
+The protocol is JSON lines, ASCII only: the first request says which task and which limits, then
+one request per item; one reply each, in order. It does not protect from hostile *tasks*: their
+code is the user's own, and it has files and the network like any other process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any, BinaryIO
+
+from rise_ray.config import TaskConfig
+from rise_ray.errors import RiseError
+from rise_ray.mdp import Outcome, Problem, Verdict
+from rise_ray.tasks import load_task
+from rise_ray.tasks.base import Task
+
+MAX_REASON_CHARS = 500
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main() -> None:
+    """Serve requests until the parent closes its end."""
+    requests, replies = _private_pipes()
+    setup = json.loads(requests.readline())
+    _die_with(setup["parent_pid"])
+    _limit_memory(setup["memory_mib"])
+    try:
+        task = load_task(TaskConfig(name=setup["task"], options=setup["options"]))
+    except RiseError as error:
+        _send(replies, {"failed": str(error)})
+        return
+    _send(replies, {"ready": True})
+    for line in requests:
+        _send(replies, _answer(task, json.loads(line)))
+
+
+def _answer(task: Task, request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one item: the verdict's fields; `retire` where this process should go."""
+    try:
+        verdict = task.check(Problem(**request["problem"]), request["response"])
+    except MemoryError:  # what filled the memory may still be held: start afresh
+        return {**_error("the check ran out of memory"), "retire": True}
+    except Exception as error:  # whatever a check raises, the item is an error and the next goes on
+        return _error(f"the check failed: {type(error).__name__}: {error}")
+    if not isinstance(verdict, Verdict):
+        return _error(f"the check returned {type(verdict).__name__}, not a Verdict")
+    return {
+        "outcome": verdict.outcome.value,
+        "answer": verdict.answer,
+        "reason": verdict.reason[:MAX_REASON_CHARS],
+        "claims_correct": verdict.claims_correct,
+    }
+
+
+def _error(reason: str) -> dict[str, Any]:
+    return {
+        "outcome": Outcome.ERROR.value,
+        "answer": None,
+        "reason": reason[:MAX_REASON_CHARS],
+        "claims_correct": None,
+    }
+
+
+def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Requests and replies; what a task prints goes to stderr, and its stdin is empty."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _send(replies: BinaryIO, reply: dict[str, Any]) -> None:
+    replies.write(json.dumps(reply).encode("ascii") + b"\n")
+    replies.flush()
+
+
+def _die_with(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies, even in the middle of a check."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it died before the call above
+        sys.exit(1)
+
+
+def _limit_memory(memory_mib: int) -> None:
+    limit = memory_mib * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    main()

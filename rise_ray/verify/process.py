@@ -1,0 +1,126 @@
+"""The parent's end of one verifier child: its pipes, what it is working on, and until when.
+
+Nothing here blocks: a child that hangs, floods or stops reading must not hold up its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from rise_ray.config import TaskConfig
+
+
+class ChildProcess:
+    """One `python -m rise_ray.verify.child`, started on construction.
+
+    `in_flight` are the keys of the items it was sent and has not answered, oldest first: it is
+    working on the first. `due` is when its next reply (the first is "ready") must be there, in
+    the clock of the caller; None while it has nothing to do.
+    """
+
+    def __init__(self, task: TaskConfig, memory_mib: int, due: float) -> None:
+        self.ready = False
+        self.in_flight: deque[int] = deque()
+        self.due: float | None = due
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "rise_ray.verify.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.input_fd = self._process.stdin.fileno()
+        self.output_fd = self._process.stdout.fileno()
+        os.set_blocking(self.input_fd, False)
+        os.set_blocking(self.output_fd, False)
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self.queue(
+            {
+                "task": task.name,
+                "options": task.options,
+                "memory_mib": memory_mib,
+                "parent_pid": os.getpid(),
+            }
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether `write` has something to do."""
+        return bool(self._unsent)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def queue(self, request: dict[str, Any]) -> None:
+        """Add a request to what `write` sends."""
+        self._unsent += json.dumps(request).encode("ascii") + b"\n"
+
+    def write(self) -> None:
+        """Send as much as the pipe takes now."""
+        try:
+            sent = os.write(self.input_fd, self._unsent[: 2**16])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it died; reading its end says so
+            self._unsent.clear()
+            return
+        del self._unsent[:sent]
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The replies that are there now, and whether the child has closed its end (died)."""
+        closed = False
+        while True:
+            try:
+                data = os.read(self.output_fd, 2**16)
+            except BlockingIOError:
+                break
+            if not data:
+                closed = True
+                break
+            self._received += data
+        *lines, rest = self._received.split(b"\n")
+        self._received = bytearray(rest)
+        return [json.loads(line) for line in lines], closed
+
+    def wait(self) -> str:
+        """How it ended, once it has closed its pipe."""
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    def kill(self) -> None:
+        """Kill it if it lives, and free its pipes."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _environment() -> dict[str, str]:
+    """The parent's, with its import path, one thread, and a fixed order of hashed things."""
+    paths: Iterable[str] = (path or os.getcwd() for path in sys.path)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
