@@ -1,9 +1,9 @@
 """The command `rise-ray`: run a config, evaluate a model with it, or check it.
 
-    rise-ray run jobs/quickstart.yaml
-    rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
-    rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
-    rise-ray check jobs/gsm8k_8b.yaml
+rise-ray run jobs/quickstart.yaml
+rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
+rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
+rise-ray check jobs/gsm8k_8b.yaml
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="go on with an unfinished run of the same config (or start it)",
         )
-    _command(commands, "check", "check a config, its data, model and resources; run nothing", _check)
+    _command(
+        commands, "check", "check a config, its data, model and resources; run nothing", _check
+    )
     return parser
 
 

@@ -373,7 +373,7 @@ class RunConfig(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the run folder, of W&B's run, and part of every trajectory id."""
     storage: str = "runs"
-    """The folder or URI (`s3://`, `gs://`) under which the run folder `<storage>/<name>` is made."""
+    """The folder or URI (`s3://`, `gs://`) that holds the run folder `<storage>/<name>`."""
     seed: int = Field(default=0, ge=0)
     """Every sample, shuffle and split derives from it."""
     task: TaskConfig
@@ -414,6 +414,17 @@ class RunConfig(Settings):
             raise ValueError("`relabel.strategy: self_distill` needs `rollout.candidates` >= 1")
         if self.relabel.filter == "revision" and self.relabel.strategy != "self_distill":
             raise ValueError("`relabel.filter: revision` needs `relabel.strategy: self_distill`")
+        if self.sync.backend != "object_store" and not self.rollout.workers.num_gpus:
+            raise ValueError(
+                f"`sync.backend: {self.sync.backend}` needs `rollout.workers.num_gpus`"
+            )
+        if self.sync.backend == "ipc" and (
+            self.rollout.workers.max_workers > 1 or self.rollout.workers.num_gpus >= 1
+        ):
+            raise ValueError(
+                "`sync.backend: ipc` shares one GPU between one worker and the sender: set "
+                "`rollout.workers.max_workers: 1` and `rollout.workers.num_gpus` below 1"
+            )
         for key, train in (("train", self.train), ("warm_start.train", self.warm_start)):
             settings = train.train if isinstance(train, WarmStartConfig) else train
             if settings and settings.row_tokens < self.model.max_model_len:

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 import rich.console
 
-from rise_ray.report.table import results_table
+from rise_ray.report.records import protocol
+from rise_ray.report.table import main_metrics, results_table
 from rise_ray.rollout.collect import Tally
 
 _EVERY_S = 5.0
@@ -24,7 +25,7 @@ class Console:
         self._out = rich.console.Console(highlight=False)
         self._started = time.monotonic()
         self._last = 0.0
-        self._rolling = 0.0
+        self._rolling = self._started
 
     def line(self, text: str) -> None:
         """A line with the time since the start."""
@@ -34,6 +35,9 @@ class Console:
     def begin(self, stage: str, phase: str) -> None:
         """A stage starts."""
         self.line(f"{stage}: {phase}")
+
+    def rolling(self) -> None:
+        """Episodes start now: rates count from here."""
         self._rolling = time.monotonic()
 
     def step(self, text: str) -> None:
@@ -80,9 +84,9 @@ class Console:
     def scores(self, record: Mapping[str, Any]) -> None:
         """An evaluation's main figures in one line."""
         metrics = record["metrics"]
-        shown = [f"{name} {100 * metric['value']:.1f}" for name, metric in metrics.items()
-                 if metric["value"] is not None and name.startswith(("m1@", "m5@", "p1@", "pass@"))]
-        self.step(", ".join(shown))
+        names = main_metrics(*protocol(record))
+        shown = [(name, metrics[name]["value"]) for name in names]
+        self.step(", ".join(f"{name} {100 * v:.1f}" for name, v in shown if v is not None))
 
     def results(
         self, records: Sequence[Mapping[str, Any]], comparisons: Sequence[Any], report: str

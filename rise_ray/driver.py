@@ -1,8 +1,8 @@
 """RISE (arXiv 2407.18219) as a loop. Every line is a stage that a resumed run skips if it is done.
 
-    run = Run(config, resume=False)
-    with connected(config, debug=False), Stages(run, Console()) as stages:
-        execute(stages)
+run = Run(config, resume=False)
+with connected(config, debug=False), Stages(run, Console()) as stages:
+    execute(stages)
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ def iteration_problems(
     """
     count = len(problems) if config.problems is None else config.problems
     if count > len(problems):
-        raise ConfigError(
-            f"`problems` = {count}: split `{config.split}` has only {len(problems)}"
-        )
+        raise ConfigError(f"`problems` = {count}: split `{config.split}` has only {len(problems)}")
     order = list(problems)
     random.Random(derive_seed(config.seed, "problems")).shuffle(order)
     start = (iteration - 1) * count

@@ -91,9 +91,7 @@ class Stages:
                 if phase is Phase.COLLECT
                 else control_plan(self.config, iteration, self._responses_per_problem(iteration))
             )
-            problems = iteration_problems(
-                self.config, self._problems(self.config.split), iteration
-            )
+            problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
             chat = self._chat(weights)
             specs = specs_for(plan, self.task, chat, problems, samples=1)
             roll = self._roller(weights, chat if phase is Phase.COLLECT else None)
@@ -295,7 +293,9 @@ class Stages:
         """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
 
         def roll(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
-            trajectories = self._pool_with(weights).roll(specs)
+            pool = self._pool_with(weights)
+            self.console.rolling()
+            trajectories = pool.roll(specs)
             if student is None or self.config.teacher.kind == "none":
                 return trajectories
             return self._teacher(student).improve(trajectories)

@@ -11,7 +11,7 @@ import math
 import netrc
 import os
 import time
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -89,7 +89,7 @@ def start_tracker(config: RunConfig, folder: Folder) -> Any:
     return actor.remote(config, folder)
 
 
-def wandb_mode(config: RunConfig) -> str:
+def wandb_mode(config: RunConfig) -> Literal["online", "offline", "disabled"]:
     """`auto` resolved: online where an API key is known, else offline."""
     assert config.wandb is not None
     if config.wandb.mode != "auto":

@@ -33,7 +33,9 @@ def locate_model(path: str) -> str:
         return str(Folder(path).localize())
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
-            raise ModelError(f"model {path}: the folder has no config.json: not a Hugging Face model")
+            raise ModelError(
+                f"model {path}: the folder has no config.json: not a Hugging Face model"
+            )
         return path
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model {path}: there is no such folder")

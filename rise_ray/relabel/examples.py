@@ -31,9 +31,7 @@ class Relabeled:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def relabel(
-    trajectory: Trajectory, config: RelabelConfig, max_tokens: int, seed: int
-) -> Relabeled:
+def relabel(trajectory: Trajectory, config: RelabelConfig, max_tokens: int, seed: int) -> Relabeled:
     """The examples of one trajectory.
 
     A trajectory of the control phase goes through rejection sampling with weight 1; any other

@@ -107,9 +107,7 @@ def write_relabeled(
     return _write(rows, output)
 
 
-def _relabel_batch(
-    table: pa.Table, config: RelabelConfig, max_tokens: int, seed: int
-) -> pa.Table:
+def _relabel_batch(table: pa.Table, config: RelabelConfig, max_tokens: int, seed: int) -> pa.Table:
     trajectories = {row["id"]: trajectory_from_row(row) for row in table.to_pylist()}
     result = relabel_all(trajectories.values(), config, max_tokens, seed)
     examples = examples_to_table(result.examples)

@@ -105,9 +105,7 @@ def rejection_sampled(trajectory: Trajectory, rng: random.Random) -> Iterator[Se
         yield rng.choice(right)
 
 
-def _best_candidate(
-    trajectory: Trajectory, turn: int, config: RelabelConfig
-) -> Selected | None:
+def _best_candidate(trajectory: Trajectory, turn: int, config: RelabelConfig) -> Selected | None:
     candidates = trajectory.turns[turn].candidates
     rewards = [reward_of(c, config.unparseable_reward) for c in candidates]
     known = [(reward, -n) for n, reward in enumerate(rewards) if reward is not None]

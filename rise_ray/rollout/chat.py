@@ -78,7 +78,7 @@ class ChatFormat:
         rendered = self._render(
             [*prompt, Message("assistant", _ATTEMPT), Message("user", feedback)], generate=True
         )
-        before, found, after = rendered.partition(_ATTEMPT)
+        _, found, after = rendered.partition(_ATTEMPT)
         if not found or _ATTEMPT in after or feedback.strip() not in after:
             raise ModelError(
                 f"model {self.name}: its chat template cannot express a second user turn (it "

@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
+_CPU_BATCH_TOKENS = 4096
+
 
 class Engine:
     """One vLLM engine.
@@ -61,6 +63,11 @@ class Engine:
             "disable_log_stats": True,
             "weight_transfer_config": WeightTransferConfig(backend=backend),
         }
+        if not workers.num_gpus:
+            # vLLM's CPU runner cannot rewind a request's seeded generator after a partial
+            # prefill ("CPU Generator does not use offset"), so prefills are not split.
+            settings["enable_chunked_prefill"] = False
+            settings["max_num_batched_tokens"] = max(_CPU_BATCH_TOKENS, model.max_model_len)
         if taken := sorted(settings.keys() & workers.vllm.keys()):
             raise ConfigError(f"`workers.vllm`: {', '.join(taken)} are set by rise-ray itself")
         try:
@@ -79,6 +86,7 @@ class Engine:
     def submit(self, key: str, request: Request, sampling: SamplingConfig) -> None:
         """Queue a request under a key of the caller's; sample i of n has the seed `seed + i`."""
         from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
@@ -90,7 +98,7 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self.llm.add_request(key, {"prompt_token_ids": list(request.prompt_ids)}, params)
+        self.llm.add_request(key, tokens_input(list(request.prompt_ids)), params)
 
     def step(self) -> list[tuple[str, list[Completion]]]:
         """One engine step: the requests that it finished, each with its n completions."""

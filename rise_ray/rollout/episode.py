@@ -159,7 +159,8 @@ class Episode:
 
     def trajectory(self) -> Trajectory:
         """The finished episode."""
-        assert self._stop is not None and self.done
+        assert self._stop is not None
+        assert self.done
         plan = self.spec.plan
         return Trajectory(
             id=self.spec.id,
@@ -188,9 +189,7 @@ class Episode:
             return self._end(StopReason.SUCCESS)
         if turn == plan.turns:
             return self._end(StopReason.MAX_TURNS)
-        feedback = self._chat.feedback_ids(
-            self.spec.prompt, self.spec.feedback, attempt.token_ids
-        )
+        feedback = self._chat.feedback_ids(self.spec.prompt, self.spec.feedback, attempt.token_ids)
         last = self._turns[-1]
         self._turns[-1] = replace(last, feedback_ids=feedback)
         requests = self._visit(turn)

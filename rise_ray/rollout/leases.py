@@ -49,7 +49,7 @@ class LeaseBook:
         return taken
 
     def complete(self, worker: str, episode: str) -> bool:
-        """`worker` returned `episode`; False if the lease is no longer its own (drop the result)."""
+        """`worker` returned `episode`; False if it no longer holds it (drop the result)."""
         if episode not in self._leases.get(worker, ()):
             return False
         self._leases[worker].remove(episode)

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.errors import ClusterError, RiseError, RolloutError, SyncError
@@ -26,6 +26,7 @@ from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.worker import Progress, RolloutWorker, WeightVersion
+from rise_ray.sync.receiver import push_weights
 from rise_ray.sync.source import WeightServerActor
 
 logger = logging.getLogger(__name__)
@@ -135,24 +136,53 @@ class RolloutPool:
         for member in members:
             if member.status is Status.STARTING:
                 self._remove(member)  # it is loading the version before
-        ready = {m.name: m for m in members if m.status is Status.READY}
+        ready = [member for member in members if member.status is Status.READY]
         if not ready:
             return
-        server = WeightServerActor.remote(
-            version.checkpoint, version.iteration, self._sync.bucket_bytes
-        )
-        calls = {m.handle.sync.remote(version, server): m for m in ready.values()}
-        done, late = ray.wait(
-            list(calls), num_returns=len(calls), timeout=self._sync.deadline_s
-        )
+        backend = self._sync.backend
+        calls = self._pull(ready) if backend == "object_store" else self._push(ready, backend)
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=self._sync.deadline_s)
         if late:
-            raise SyncError(
-                f"{calls[late[0]].name} did not take over weight version {version.iteration} "
-                f"within {self._sync.deadline_s:g} s (`sync.deadline_s`)"
-            )
+            raise SyncError(self._late(calls[late[0]].name))
         for call in done:
             self._synced(calls[call], call)
-        ray.kill(server)
+
+    def _pull(self, members: list[Member]) -> dict[Any, Member]:
+        """Workers take the checkpoint's buckets from one server, each at its own pace."""
+        version = self.version
+        self._server = WeightServerActor.remote(
+            version.checkpoint, version.iteration, self._sync.bucket_bytes
+        )
+        return {m.handle.sync.remote(version, self._server): m for m in members}
+
+    def _push(self, members: list[Member], backend: Literal["nccl", "ipc"]) -> dict[Any, Member]:
+        """One GPU task sends the checkpoint to all workers over vLLM's own backend."""
+        # With ipc the sender shares the one worker's GPU, with nccl it has its own.
+        num_gpus = 1 - self._config.num_gpus if backend == "ipc" else 1
+        sent = ray.remote(num_gpus=num_gpus, max_calls=1)(push_weights).remote(
+            self.version.checkpoint,
+            self.version.iteration,
+            self._sync.bucket_bytes,
+            [member.handle for member in members],
+            backend,
+            self._config.vllm.get("tensor_parallel_size", 1),
+        )
+        try:
+            ray.get(sent, timeout=self._sync.deadline_s)
+        except GetTimeoutError as error:
+            raise SyncError(self._late("the push to all workers")) from error
+        except RayError as error:
+            _raise_if_ours(error)
+            raise SyncError(
+                f"weight version {self.version.iteration}: {backend} push: {_cause(error)}"
+            ) from error
+        return {m.handle.adopt.remote(self.version): m for m in members}
+
+    def _late(self, who: str) -> str:
+        return (
+            f"{who} did not take over weight version {self.version.iteration} within "
+            f"{self._sync.deadline_s:g} s (`sync.deadline_s`)"
+        )
 
     def _synced(self, member: Member, call: Any) -> None:
         try:
@@ -201,9 +231,7 @@ class RolloutPool:
                 member.call = member.handle.exchange.remote(specs)
                 member.since = time.monotonic()
 
-    def _collect(
-        self, book: LeaseBook, by_id: dict[str, EpisodeSpec]
-    ) -> Iterator[Trajectory]:
+    def _collect(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
         """Wait for workers' answers; handle joins, results, deaths and stalls."""
         calls = {m.call: m for m in self._members.values() if m.call is not None}
         done, _ = ray.wait(list(calls), timeout=1.0)

@@ -246,8 +246,7 @@ class OpenAITeacher:
                 raise errors.exceptions[0] from None
         answers = dict(zip(((t.id, turn) for t, turn in wanted), tasks, strict=True))
         return [
-            (t, {turn: answers[t.id, turn].result() for turn in range(len(t.turns))})
-            for t in batch
+            (t, {turn: answers[t.id, turn].result() for turn in range(len(t.turns))}) for t in batch
         ]
 
     async def _answer(

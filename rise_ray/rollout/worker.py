@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.mdp import Problem, Trajectory, Verdict
+from rise_ray.mdp import Outcome, Problem, Trajectory, Verdict
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer
 from rise_ray.rollout.engine import Engine
@@ -31,9 +32,11 @@ from rise_ray.sync.parity import (
     default_tolerance,
     engine_logprobs,
 )
-from rise_ray.sync.update import sync_engine
+from rise_ray.sync.receiver import WeightReceiver
+from rise_ray.sync.update import commit_version, sync_engine
 
 _EXCHANGE_S = 0.5  # how long one exchange runs the engine
+_MOST_VERIFIER_LOSSES = 3  # with one batch, before its verdicts are `error`
 _VERIFIER_WAIT_S = 0.002  # how long an idle engine waits for a verdict at a time
 
 
@@ -60,7 +63,7 @@ class Progress:
     tokens: int
 
 
-class RolloutWorker:
+class RolloutWorker(WeightReceiver):
     """One engine, its tokenizer, its episodes.
 
     Args:
@@ -107,21 +110,31 @@ class RolloutWorker:
         tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
         self._chat = ChatFormat(tokenizer, checkpoint)
         self._engine = Engine(path, model, self._workers, self._sync.backend, self._seed)
+        self.engine = self._engine.llm
+        commit_version(self.engine, self.version.iteration)
         return self._probe()
 
     def sync(self, version: WeightVersion, server: Any) -> ParityReport:
-        """Take over new weights from a weight server, then probe them.
+        """Pull new weights from a weight server, then adopt them.
 
         Raises:
             SyncError: the weights did not arrive whole, or the probe disagrees.
         """
-        sync_engine(self._engine.llm, server, self._sync.deadline_s)
+        sync_engine(self.engine, server, self._sync.deadline_s)
+        return self.adopt(version)
+
+    def adopt(self, version: WeightVersion) -> ParityReport:
+        """Probe weights that have arrived; episodes from now on carry their version.
+
+        Raises:
+            SyncError: the engine's log-probabilities are not those of the version.
+        """
         self.version = version
         return self._probe()
 
     def _probe(self) -> ParityReport:
         reference = ParityReference.load(Folder(self.version.parity))
-        scored = engine_logprobs(self._engine.llm, reference.sequences)
+        scored = engine_logprobs(self.engine, reference.sequences)
         dtype = resolve_dtype(self._model.dtype, self._workers.num_gpus)
         tolerance = self._sync.parity_tolerance or default_tolerance(dtype)
         return check_parity(reference, scored, tolerance, self.name, self.version.iteration)
@@ -162,36 +175,64 @@ class RolloutWorker:
             self._finished.append(episode.trajectory())
 
 
+@dataclass
+class _Batch:
+    """Responses sent to a verifier together: each tag with the number of its items."""
+
+    items: list[tuple[Problem, str]]
+    tags: list[tuple[Any, int]]
+    losses: int = 0
+
+
 class Verification:
     """Responses on their way through the verifier actors, in batches that form by themselves.
 
-    Each verifier has one batch at a time; what completes meanwhile is the next batch.
+    Each verifier has one batch at a time; what completes meanwhile is the next batch. A batch
+    whose verifier died is sent again (checking has no side effects), a few times.
     """
 
     def __init__(self, verifiers: Sequence[Any]) -> None:
         self._idle = deque(verifiers)
-        self._waiting: list[tuple[Any, list[tuple[Problem, str]]]] = []
-        self._calls: dict[Any, tuple[Any, list[tuple[Any, int]]]] = {}
+        self._waiting = _Batch([], [])
+        self._lost: deque[_Batch] = deque()
+        self._calls: dict[Any, tuple[Any, _Batch]] = {}
 
     def add(self, tag: Any, items: list[tuple[Problem, str]]) -> None:
         """Queue responses; `tag` comes back with their verdicts."""
-        self._waiting.append((tag, items))
+        self._waiting.items += items
+        self._waiting.tags.append((tag, len(items)))
 
     def poll(self, wait_s: float) -> list[tuple[Any, list[Verdict]]]:
         """Send what waits, collect what is checked, waiting at most `wait_s` for it."""
-        while self._idle and self._waiting:
-            verifier = self._idle.popleft()
-            batch, self._waiting = self._waiting, []
-            items = [item for _, group in batch for item in group]
-            call = verifier.check.remote(items)
-            self._calls[call] = (verifier, [(tag, len(group)) for tag, group in batch])
+        self._send()
         if not self._calls:
             return []
         done, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=wait_s)
         results = []
         for call in done:
-            verifier, groups = self._calls.pop(call)
+            verifier, batch = self._calls.pop(call)
             self._idle.append(verifier)
-            verdicts = iter(ray.get(call))
-            results += [(tag, list(itertools.islice(verdicts, size))) for tag, size in groups]
+            verdicts = iter(self._verdicts(call, batch))
+            results += [(tag, list(itertools.islice(verdicts, n))) for tag, n in batch.tags]
         return results
+
+    def _send(self) -> None:
+        while self._idle and (self._lost or self._waiting.tags):
+            if self._lost:
+                batch = self._lost.popleft()
+            else:
+                batch, self._waiting = self._waiting, _Batch([], [])
+            verifier = self._idle.popleft()
+            self._calls[verifier.check.remote(batch.items)] = (verifier, batch)
+
+    def _verdicts(self, call: Any, batch: _Batch) -> list[Verdict]:
+        try:
+            return list(ray.get(call))
+        except RayActorError as error:
+            batch.losses += 1
+            if batch.losses < _MOST_VERIFIER_LOSSES:
+                self._lost.append(_Batch(batch.items, batch.tags, batch.losses))
+                batch.tags = []  # nothing to hand out yet
+                return []
+            reason = f"the verifier died {batch.losses} times: {error}"
+            return [Verdict(Outcome.ERROR, None, reason) for _ in batch.items]

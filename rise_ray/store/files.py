@@ -99,7 +99,7 @@ class Folder:
         Raises:
             StoreError: the folder cannot be written (full, read-only, no permission).
         """
-        filesystem, path = self._located
+        filesystem, _ = self._located
         target = self._join(name)
         try:
             filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)

@@ -1,12 +1,12 @@
 """A run's folder and its journal: what is done, with its result, so that a stopped run goes on.
 
-    runs/<name>/
-      config.yaml                 the resolved config
-      state.json                  the journal: finished stages and their results
-      metrics.jsonl               every measurement (rise_ray.track)
-      trajectories/  examples/    what was rolled and what it was relabeled to
-      checkpoints/iteration=N/    Hugging Face folders (0: the warm start)
-      report.html
+runs/<name>/
+  config.yaml                 the resolved config
+  state.json                  the journal: finished stages and their results
+  metrics.jsonl               every measurement (rise_ray.track)
+  trajectories/  examples/    what was rolled and what it was relabeled to
+  checkpoints/iteration=N/    Hugging Face folders (0: the warm start)
+  report.html
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Bucket:
 
 def checksum(data: NDArray[np.uint8]) -> str:
     """BLAKE2b (128 bits, hexadecimal) of a tensor's bytes."""
-    return hashlib.blake2b(np.ascontiguousarray(data), digest_size=16).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()
 
 
 def plan_buckets(

@@ -1,17 +1,17 @@
 """vLLM's own GPU backends, `nccl` and `ipc`: the trainer's side pushes, the engines receive.
 
-One `WeightSender` actor loads the checkpoint onto its GPU and lets vLLM's trainer-side engine
-drive the rollout workers through `WeightReceiver`'s methods. With `nccl` one sender serves all
-workers and joins a communicator with them for the time of one sync, so that the pool may change
-between syncs. With `ipc` a worker's sender must see the same GPU, and `tensor_parallel_size`
-must be 1. Neither checks a manifest: the parity probe after the sync does.
+One `WeightSender` loads the checkpoint onto its GPU and lets vLLM's trainer-side engine drive the
+rollout workers through `rise_ray.sync.receiver.WeightReceiver`'s methods. With `nccl` one sender
+serves all workers and joins a communicator with them for the time of one sync, so that the pool
+may change between syncs. With `ipc` a worker's sender must see the same GPU, and
+`tensor_parallel_size` must be 1. Neither checks a manifest: the parity probe after the sync does.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import ray
 import torch
@@ -26,49 +26,7 @@ from vllm.utils.network_utils import get_ip, get_open_port
 
 from rise_ray.store.files import Folder
 from rise_ray.sync.source import Checkpoint
-from rise_ray.sync.update import SyncReport, commit_version
-
-if TYPE_CHECKING:
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferInitRequest,
-        WeightTransferUpdateRequest,
-    )
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-
-class WeightReceiver:
-    """The calls that vLLM's Ray client makes on a rollout worker: to be mixed into its actor.
-
-    The actor sets `engine`, made with `WeightTransferConfig(backend="nccl")` or `"ipc"`, and has
-    no request under way during a sync.
-    """
-
-    engine: LLMEngine
-
-    def init_weight_transfer_engine(self, request: WeightTransferInitRequest) -> None:
-        """Join the sender."""
-        kwargs = {"init_info": request.init_info}
-        self.engine.collective_rpc("init_weight_transfer_engine", kwargs=kwargs)
-
-    def start_weight_update(self) -> None:
-        """Prepare the model to take its parameters anew."""
-        self.engine.collective_rpc("start_weight_update")
-
-    def update_weights(self, request: WeightTransferUpdateRequest) -> None:
-        """Receive and load parameters."""
-        self.engine.collective_rpc("update_weights", kwargs={"update_info": request.update_info})
-
-    def finish_weight_update(self) -> None:
-        """Make the model usable again."""
-        self.engine.collective_rpc("finish_weight_update")
-
-    def shutdown_weight_transfer_engine(self) -> None:
-        """Leave the sender."""
-        self.engine.collective_rpc("shutdown_weight_transfer_engine")
-
-    def commit_weight_version(self, version: int) -> None:
-        """Note the version and empty the prefix cache."""
-        commit_version(self.engine, version)
+from rise_ray.sync.update import SyncReport
 
 
 class CheckpointSource(WeightSource):
@@ -97,7 +55,9 @@ class WeightSender:
     def __init__(self, checkpoint_uri: str, version: int, bucket_bytes: int) -> None:
         self._checkpoint = Checkpoint(Folder(checkpoint_uri).localize())
         self._version = version
-        self._bucket_bytes = bucket_bytes
+        # vLLM's staging buffers take whole tensors only.
+        largest = max(tensor.nbytes for tensor in self._checkpoint.tensors)
+        self._buffer_bytes = max(bucket_bytes, largest)
 
     def send(
         self, workers: Sequence[Any], backend: Literal["nccl", "ipc"], engine_processes: int
@@ -130,13 +90,13 @@ class WeightSender:
 
         if backend == "ipc":
             return IPCTrainerInitInfo(
-                packed=True, packed_buffer_size_bytes=self._bucket_bytes, rank=0
+                packed=True, packed_buffer_size_bytes=self._buffer_bytes, rank=0
             )
         return NCCLTrainerInitInfo(
             master_address=get_ip(),
             master_port=get_open_port(),
             world_size=world_size,
             packed=True,
-            packed_buffer_size_bytes=self._bucket_bytes,
+            packed_buffer_size_bytes=self._buffer_bytes,
             rank=0,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +66,7 @@ def _read_lines(path: str) -> Iterator[Row]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path}:{number}", _parse_line(f"{path}:{number}", line)
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:  # the last two: damaged compression
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 

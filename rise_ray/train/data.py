@@ -161,9 +161,7 @@ def stream_rows(
         return
     # The ranks hold the cluster's CPUs for as long as they train: a task that asked for one
     # would wait for ever. What limits reading is the store's back pressure.
-    dataset = ray.data.read_datasource(
-        source, override_num_blocks=tasks, num_cpus=0, concurrency=1
-    )
+    dataset = ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=0, concurrency=1)
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     per_step = share.rows_per_step(plan)

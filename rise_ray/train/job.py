@@ -72,6 +72,8 @@ class TrainResult:
     first_loss: float
     last_loss: float
     tokens_per_second: float
+    resumed_at: int
+    """The step that the last start went on from; 0 if no worker failed."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class WorkerResult:
 
     error: str | None = None
     losses: list[float] = field(default_factory=list)
-    steps: int = 0
+    resumed_at: int = 0
     seconds: float = 0.0
 
 
@@ -120,7 +122,7 @@ def train(job: TrainJob) -> TrainResult:
     if result.error is not None:
         raise TrainError(f"{job.name}: {result.error}")
     tenth = max(1, plan.steps // 10)
-    trained = int(plan.tokens[plan.steps - result.steps :].sum())
+    trained = int(plan.tokens[result.resumed_at :].sum())
     return TrainResult(
         steps=plan.steps,
         tokens=int(plan.tokens.sum()),
@@ -129,14 +131,13 @@ def train(job: TrainJob) -> TrainResult:
         total_seconds=time.monotonic() - start,
         first_loss=sum(result.losses[:tenth]) / tenth,
         last_loss=sum(result.losses[-tenth:]) / tenth,
-        tokens_per_second=trained / result.seconds if result.seconds else 0.0,
+        tokens_per_second=trained / result.seconds,
+        resumed_at=result.resumed_at,
     )
 
 
 def _checkpoint_dtype(job: TrainJob) -> Literal["float32", "bfloat16"]:
-    trained: Literal["float32", "bfloat16"] = (
-        "bfloat16" if uses_bfloat16(job.config) else "float32"
-    )
+    trained: Literal["float32", "bfloat16"] = "bfloat16" if uses_bfloat16(job.config) else "float32"
     if job.dtype == "auto":
         return trained
     if job.dtype == "float32" and trained == "bfloat16":
@@ -165,6 +166,7 @@ def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPl
 
 
 def _fit(task: WorkerTask) -> WorkerResult:
+    import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -192,7 +194,7 @@ def _fit(task: WorkerTask) -> WorkerResult:
             ),
         ),
     )
-    with _ray_train_settings(config):
+    with _ray_train_settings(config, nodes=len(ray.nodes())):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -223,7 +225,7 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _ray_train_settings(config: TrainConfig) -> Iterator[None]:
+def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
     """Ray Train's settings that exist as environment variables of the driver only."""
     attempts = 1 + config.max_failures
     settings = {
@@ -232,6 +234,9 @@ def _ray_train_settings(config: TrainConfig) -> Iterator[None]:
         # The autoscaler may need minutes for a GPU node; the default gives up after 60 s.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.deadline_s / attempts),
     }
+    if nodes == 1:
+        # It watches for nodes about to be taken away: here, a process to start for nothing.
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update({n: v for n, v in settings.items() if before[n] is None})
     try:

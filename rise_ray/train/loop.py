@@ -12,9 +12,11 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
@@ -41,8 +43,7 @@ def train_worker(config: dict[str, WorkerTask]) -> WorkerResult:
     job = task.job
     if not job.config.num_gpus:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before the first import of deepspeed
-    for name in ("ray.data", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _quiet_libraries()
     torch.manual_seed(job.seed)
     engine, keep_alive = start_engine(job, task.deepspeed, task.plan.steps)
     run = _Run(task, engine)
@@ -54,7 +55,7 @@ def train_worker(config: dict[str, WorkerTask]) -> WorkerResult:
         return WorkerResult(error=str(error))
     export_checkpoint(engine.module.model, task, run.seconds)
     del keep_alive
-    return WorkerResult(None, run.losses, run.taken, run.seconds)
+    return WorkerResult(None, run.losses, run.resumed_at, run.seconds)
 
 
 def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) -> tuple[Any, Any]:
@@ -64,6 +65,9 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
     from transformers.integrations import HfDeepSpeedConfig
 
     config = job.config
+    # A collective of DeepSpeed's inference that it would compile here, which takes half a minute
+    # and a C++ compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed()  # takes over Ray Train's process group; from_pretrained needs it
     # Alive before from_pretrained, which then loads each weight straight into its partition.
     keep_alive = HfDeepSpeedConfig(deepspeed_config)
@@ -73,6 +77,8 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
         attn_implementation=config.attn_implementation,
         trust_remote_code=job.trust_remote_code,
     )
+    if not config.num_gpus:
+        _gather_whole_layers(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = WeightedLoss(model)
@@ -89,11 +95,31 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
     return engine, keep_alive
 
 
+def _gather_whole_layers(model: Any) -> None:
+    """Have ZeRO-3 fetch a decoder layer by one collective, with one hook, not weight by weight."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    names = model._no_split_modules or ()  # the names of the architecture's layer classes
+    layers = {type(module) for module in model.modules() if type(module).__name__ in names}
+    if layers:
+        set_z3_leaf_modules(model, list(layers))
+
+
 def model_source(base: str) -> str:
     """A path or hub name for transformers: folders of other file systems are copied here."""
     if "://" in base or Path(base).exists():
         return str(Folder(base).localize())
     return base
+
+
+def _quiet_libraries() -> None:
+    """Leave out of the run's output what the libraries say to each other."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("ray.data", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 class _NonFiniteError(Exception):
@@ -107,7 +133,7 @@ class _Run:
         self.task = task
         self.engine = engine
         self.step = 0
-        self.taken = 0
+        self.resumed_at = 0
         self.seconds = 0.0
         self.losses: list[float] = []
         self._unsynced: list[torch.Tensor] = []
@@ -125,7 +151,7 @@ class _Run:
         with checkpoint.as_directory() as path:
             _, state = self.engine.load_checkpoint(path, tag="state")
         self.step, self.losses = state["step"], state["losses"]
-        self._logged_step = self.step
+        self.resumed_at = self._logged_step = self.step
 
     def steps(self) -> None:
         """Take all steps that are left."""
@@ -157,13 +183,13 @@ class _Run:
             raise _NonFiniteError(self._describe_failure(float(total)))
         self._unsynced.append(total / self._world_size)
         self.step += 1
-        self.taken += 1
 
     def _tensors(self, batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (
-            torch.as_tensor(batch.input_ids, dtype=torch.int64, device=self._device),
-            torch.as_tensor(batch.position_ids, dtype=torch.int64, device=self._device),
-            torch.as_tensor(batch.weights, device=self._device),
+            torch.from_numpy(batch.input_ids.astype(np.int64)).to(self._device),
+            torch.from_numpy(batch.position_ids.astype(np.int64)).to(self._device),
+            # A copy: Ray's blocks are read-only memory, which torch refuses to take as it is.
+            torch.from_numpy(batch.weights.copy()).to(self._device),
         )
 
     def _sync(self) -> None:

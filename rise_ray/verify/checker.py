@@ -26,6 +26,8 @@ MAX_RESPONSE_CHARS = 1_000_000
 """A longer response is `unparseable` without being looked at: no task asks for such an answer."""
 START_DEADLINE_S = 60.0
 """Longest start of a child (it imports sympy)."""
+MAX_FAILED_STARTS = 3
+"""In a row, before a checker gives up: one may be killed by a node that is short of memory."""
 CHUNK = 32
 """Items that a child holds at most: enough to hide the pipe, few enough to spread evenly."""
 
@@ -108,6 +110,7 @@ class Checker:
         self._deadline_s = deadline_s
         self._memory_mib = memory_mib
         self._children: list[ChildProcess | None] = [None] * processes
+        self._failed_starts = 0
         nothing = _Batch([], self.verifier_version)
         try:
             while not all(child and child.ready for child in self._children):
@@ -201,16 +204,19 @@ class Checker:
             raise ConfigError(reply["failed"])
         child.ready = True
         child.due = None
+        self._failed_starts = 0
 
     def _lose(self, child: ChildProcess, reason: str, batch: _Batch) -> None:
         """The item the child was at is an error; the ones after it wait for another child."""
         self._remove(child)
         if not child.ready:
-            raise ConfigError(
-                f"a verifier process of task `{self._task.name}` did not start: {reason}; "
-                f"`verify.memory_mib` ({self._memory_mib}) may be too small for the task"
-            )
-        if child.in_flight:
+            self._failed_starts += 1
+            if self._failed_starts == MAX_FAILED_STARTS:
+                raise ConfigError(
+                    f"a verifier process of task `{self._task.name}` does not start: {reason}; "
+                    f"`verify.memory_mib` ({self._memory_mib}) may be too small for the task"
+                )
+        elif child.in_flight:
             batch.settle(child.in_flight.popleft(), Outcome.ERROR, None, reason)
             batch.give_back(child.in_flight)
 

@@ -1,0 +1,54 @@
+"""vLLM's own backends: what runs without a GPU, and the transfers that need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rise_ray.sync.parity import check_parity
+from tests.system.sync.sync_harness import BUCKET_BYTES, ENGINE_ENV, push_host
+
+SEQUENCES = (tuple(range(3, 40)), tuple(range(60, 20, -1)))
+
+
+@ray.remote(num_cpus=0.1, runtime_env={"env_vars": ENGINE_ENV})
+def source_differs(model: str) -> list[str]:
+    """Names of tensors that `CheckpointSource` gives otherwise than safetensors' own reader."""
+    import torch
+    from safetensors.torch import load_file
+
+    from rise_ray.sync.push import CheckpointSource
+    from rise_ray.sync.source import Checkpoint
+
+    expected = load_file(Path(model) / "model.safetensors")
+    source = CheckpointSource(Checkpoint(Path(model)), "cpu")
+    got = dict(source)
+    assert [meta.name for meta in source.metadata()] == list(got)
+    assert got.keys() == expected.keys()
+    return [name for name in expected if not torch.equal(expected[name], got[name])]
+
+
+def test_vllm_gets_the_checkpoints_own_tensors(models: dict[str, str]) -> None:
+    assert ray.get(source_differs.remote(models["a"])) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "gpus"), [("ipc", 1), ("nccl", 2)])
+def test_a_pushed_version_passes_the_parity_probe(
+    models: dict[str, str], maker: Any, backend: str, gpus: int
+) -> None:
+    """`ipc` shares one GPU between sender and engine; `nccl` needs one for each."""
+    from rise_ray.sync.push import WeightSender
+
+    if ray.cluster_resources().get("GPU", 0) < gpus:
+        pytest.skip(f"{backend} needs {gpus} GPU(s)")
+    share = gpus / 2
+    host = push_host(backend).options(num_gpus=share).remote(models["a"])
+    sender = ray.remote(num_gpus=share)(WeightSender).remote(models["b"], 5, BUCKET_BYTES)
+    assert ray.get(sender.send.remote([host], backend, 1)).version == 5
+    reference = ray.get(maker.reference.remote(models["b"], SEQUENCES))
+    got = ray.get(host.logprobs.remote(SEQUENCES))
+    check_parity(reference, got, 0.01, "pushed", 5)

@@ -1,0 +1,299 @@
+"""`train` on real Ray Train and DeepSpeed: it takes the steps that plain PyTorch would take."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from rise_ray.config import TrainConfig
+from rise_ray.errors import TrainError
+from rise_ray.mdp import Example
+from rise_ray.store.examples import examples_from_table, read_lengths, read_manifest, read_part
+from rise_ray.store.files import Folder
+from rise_ray.train.job import TrainJob, TrainResult, train
+from rise_ray.train.packing import PackingPlan, plan_epochs
+from rise_ray.train.schedule import lr_factor
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+CONFIG = TrainConfig(
+    workers=2,
+    epochs=2,
+    lr=2e-3,
+    min_lr_ratio=0.1,
+    warmup_ratio=0.1,
+    weight_decay=0.01,
+    batch_tokens=512,
+    row_tokens=64,
+    rows_per_pass=2,  # two accumulated passes of each rank in a step
+    grad_clip=0.5,
+)
+PARITY = ((5, 9, 30, 77, 12), (100, 101, 3))
+
+
+def make_job(tmp_path: Path, base: Path, examples: Folder, **changes: object) -> TrainJob:
+    job = TrainJob(
+        name="iteration=1",
+        config=CONFIG,
+        base=str(base),
+        examples=examples.uri,
+        output=str(tmp_path / "output"),
+        storage=str(tmp_path / "storage"),
+        seed=3,
+        token_budget=None,
+        dtype="auto",
+        trust_remote_code=False,
+        parity_sequences=PARITY,
+        card={"Rule": "better"},
+        log=None,
+    )
+    return replace(job, **changes)
+
+
+def plain_steps(job: TrainJob) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The job's steps in one process, unpacked, on torch's AdamW: losses and final weights."""
+    folder, config = Folder(job.examples), job.config
+    manifest = read_manifest(folder)
+    parts = [examples_from_table(read_part(folder, part)) for part in manifest.parts]
+    plan = plan_of(job)
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=config.betas, weight_decay=config.weight_decay
+    )
+    losses = []
+    for step in range(plan.steps):
+        batch = [parts[part][index] for part, index in plan.step_examples(step)]
+        loss = batch_loss(model, batch, manifest.mean_weight) / int(plan.loss_tokens[step])
+        factor = lr_factor(step, plan.steps, config.warmup_ratio, config.min_lr_ratio)
+        optimizer.param_groups[0]["lr"] = config.lr * factor
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
+def batch_loss(model: torch.nn.Module, batch: list[Example], mean_weight: float) -> torch.Tensor:
+    total = torch.zeros(())
+    for example in batch:
+        ids = torch.tensor([example.input_ids])
+        logprobs = torch.log_softmax(model(input_ids=ids).logits[0], dim=-1)
+        for span in example.spans:
+            at = torch.arange(max(span.start, 1), span.end)
+            total = total - span.weight / mean_weight * logprobs[at - 1, ids[0, at]].sum()
+    return total
+
+
+def plan_of(job: TrainJob) -> PackingPlan:
+    folder = Folder(job.examples)
+    lengths = read_lengths(folder, read_manifest(folder))
+    rows = job.config.batch_tokens // job.config.row_tokens
+    return plan_epochs(
+        lengths,
+        row_tokens=job.config.row_tokens,
+        rows_per_step=rows,
+        epochs=job.config.epochs,
+        seed=job.seed,
+    )
+
+
+def load(job: TrainJob) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(job.output)
+
+
+def logprobs_of(model: torch.nn.Module) -> list[list[float]]:
+    found = []
+    for sequence in PARITY:
+        ids = torch.tensor([sequence])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), dim=-1)
+        found.append(logprobs.gather(1, ids[0, 1:, None]).squeeze(1).tolist())
+    return found
+
+
+WriteExamples = Callable[[list[Example]], Folder]
+
+
+def test_packed_zero3_steps_of_two_workers_equal_plain_single_process_steps(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    logged = tmp_path / "log.jsonl"
+
+    def log(row: dict[str, object]) -> None:
+        with logged.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    job = make_job(tmp_path, tiny_model, examples_folder(make_examples(160)), log=log)
+    result = train(job)
+    losses, weights = plain_steps(job)
+
+    plan = plan_of(job)
+    assert result.steps == plan.steps == len(losses)
+    assert result.tokens == 2 * sum(len(e.input_ids) for e in make_examples(160))
+    assert result.loss_tokens == plan.loss_tokens.sum()
+    assert result.first_loss == pytest.approx(losses[0], rel=1e-4)
+    assert result.last_loss == pytest.approx(losses[-1], rel=1e-3)
+    rows = [json.loads(line) for line in logged.read_text().splitlines()]
+    steps = [0, *(row["step"] for row in rows)]
+    for row, start, end in zip(rows, steps, steps[1:], strict=False):
+        assert row["loss"] == pytest.approx(sum(losses[start:end]) / (end - start), rel=1e-3)
+        assert 0 < row["lr"] <= job.config.lr
+        assert row["grad_norm"] > 0
+    assert steps[-1] == result.steps
+
+    trained = load(job).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(job.base).state_dict()
+    for name, weight in weights.items():
+        moved = (weight - base[name]).norm()
+        assert (trained[name] - weight).norm() < 0.01 * moved, name
+    check_folder(job)
+
+
+def check_folder(job: TrainJob) -> None:
+    """A complete Hugging Face folder whose parity file tells the truth about its weights."""
+    parity = json.loads(Folder(job.output).read("parity.json"))
+    assert parity["sequences"] == [list(sequence) for sequence in PARITY]
+    for found, expected in zip(parity["logprobs"], logprobs_of(load(job)), strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(job.output)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "w5"}], tokenize=False)
+    assert GenerationConfig.from_pretrained(job.output).eos_token_id == 1
+    card = Folder(job.output).read("README.md").decode()
+    assert "| Rule | better |" in card
+    assert Folder(job.storage).folders() == []  # Ray Train's own files are gone
+
+
+def test_a_run_whose_worker_is_killed_goes_on_and_ends_with_the_same_weights(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    config = CONFIG.model_copy(update={"epochs": 12, "max_failures": 1})
+    examples = examples_folder(make_examples(400))
+    whole = make_job(tmp_path, tiny_model, examples, config=config)
+    killed = make_job(
+        tmp_path / "killed", tiny_model, examples, config=config, checkpoint_every_s=0.0
+    )
+    expected = train(whole)
+    killer = threading.Thread(target=kill_a_worker, args=(Path(killed.storage),))
+    killer.start()
+    result = train(killed)
+    killer.join()
+
+    assert 0 < result.resumed_at < result.steps
+    assert result.steps == expected.steps
+    assert result.first_loss == expected.first_loss
+    assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
+    for name, weight in load(whole).state_dict().items():
+        torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
+
+
+def kill_a_worker(storage: Path) -> None:
+    """Kill one training worker once a state was saved, and another state followed it."""
+    seen: set[str] = set()
+    deadline = time.monotonic() + 120
+    while len(seen) < 2 and time.monotonic() < deadline:
+        seen |= {path.name for path in storage.glob("*/checkpoint_*")}
+        time.sleep(0.02)
+    ours = psutil.Process().children(recursive=True)
+    workers = [child for child in ours if "RayTrainWorker" in "".join(child.cmdline())]
+    os.kill(workers[-1].pid, signal.SIGKILL)
+
+
+def test_a_non_finite_loss_names_step_and_examples_and_writes_nothing(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    # Only a step that has this example sees the broken weight.
+    examples = [replace(e, input_ids=tuple(3 + i % 100 for i in e.input_ids)) for e in make_examples(160)]
+    examples[42] = replace(examples[42], input_ids=(120, *examples[42].input_ids[1:]))
+    model.get_input_embeddings().weight.data[120] = math.inf
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(broken)
+    job = make_job(tmp_path, broken, examples_folder(examples))
+    with pytest.raises(TrainError, match=r"iteration=1: step \d+ of \d+: .*nan") as raised:
+        train(job)
+    message = str(raised.value)
+    step = int(message.split("step ")[1].split(" ")[0])
+    folder, plan = Folder(job.examples), plan_of(job)
+    table = read_part(folder, read_manifest(folder).parts[0])
+    ids = [str(table["id"][index]) for _, index in plan.step_examples(step)]
+    assert "e42" in ids
+    assert all(name in message for name in ids[:16])
+    assert not Folder(job.output).exists()
+
+
+def test_tied_embeddings_are_trained_and_written_as_one_weight(
+    tmp_path: Path,
+    write_model: Callable[..., Path],
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    base = write_model(tmp_path / "tied", tie_word_embeddings=True)
+    config = CONFIG.model_copy(update={"epochs": 1, "gradient_checkpointing": True})
+    job = make_job(tmp_path, base, examples_folder(make_examples(60)), config=config)
+    result = train(job)
+    losses, weights = plain_steps(job)
+    assert result.last_loss == pytest.approx(losses[-1], rel=1e-3)
+    model = load(job)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    name = "model.embed_tokens.weight"
+    torch.testing.assert_close(model.state_dict()[name], weights[name], rtol=0, atol=2e-4)
+    check_folder(job)
+
+
+def test_a_bfloat16_checkpoint_holds_bfloat16_and_its_parity(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    config = CONFIG.model_copy(update={"workers": 1})
+    job = make_job(
+        tmp_path,
+        tiny_model,
+        examples_folder(make_examples(60)),
+        config=config,
+        dtype="bfloat16",
+        token_budget=600,
+    )
+    result: TrainResult = train(job)
+    assert abs(result.tokens - 600) <= config.batch_tokens / 2
+    model = AutoModelForCausalLM.from_pretrained(job.output, dtype="auto")
+    assert {weight.dtype for weight in model.state_dict().values()} == {torch.bfloat16}
+    parity = json.loads(Folder(job.output).read("parity.json"))
+    for found, expected in zip(parity["logprobs"], logprobs_of(model), strict=True):
+        assert found == pytest.approx(expected, abs=0.05)
+
+
+def test_what_went_wrong_on_a_worker_is_told_in_one_line(
+    tmp_path: Path, examples_folder: WriteExamples, make_examples: Callable[..., list[Example]]
+) -> None:
+    config = CONFIG.model_copy(update={"max_failures": 0, "workers": 1})
+    missing = tmp_path / "no-model-here"
+    missing.mkdir()
+    job = make_job(tmp_path, missing, examples_folder(make_examples(20)), config=config)
+    with pytest.raises(TrainError, match="no-model-here") as raised:
+        train(job)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,78 @@
+"""Small evaluation trajectories from a shorthand, so that tests read like the table they check.
+
+An answer is `7` (right if it is the reference), `?` (no readable answer), `!` (the check failed);
+a `~` before it means truncated.
+"""
+
+from __future__ import annotations
+
+from rise_ray.mdp import (
+    Attempt,
+    FinishReason,
+    Outcome,
+    Phase,
+    Problem,
+    StopReason,
+    Trajectory,
+    Turn,
+    Verdict,
+    trajectory_id,
+)
+
+REFERENCE = "7"
+
+
+def verdict(answer: str) -> Verdict:
+    if answer == "!":
+        return Verdict(Outcome.ERROR, None, "deadline of 5 s")
+    if answer == "?":
+        return Verdict(Outcome.UNPARSEABLE, None, "no box")
+    outcome = Outcome.CORRECT if answer == REFERENCE else Outcome.INCORRECT
+    return Verdict(outcome, answer, "compared")
+
+
+def verdicts(answers: str) -> list[Verdict]:
+    return [verdict(answer) for answer in answers.split()]
+
+
+def attempt(answer: str, tokens: int = 10, text: str | None = None) -> Attempt:
+    finish = FinishReason.LENGTH if answer.startswith("~") else FinishReason.STOP
+    answer = answer.removeprefix("~")
+    return Attempt(text or f"it is {answer}", (1,) * tokens, finish, verdict(answer), 0, 0)
+
+
+def trajectory(
+    answers: str,
+    parallel: str = "",
+    *,
+    problem: str = "p0",
+    sample: int = 0,
+    stop_reason: StopReason = StopReason.MAX_TURNS,
+    tokens: int = 10,
+    parallel_tokens: int | None = None,
+    error: str | None = None,
+    question: str = "What is 3 + 4?",
+    text: str | None = None,
+) -> Trajectory:
+    """An episode with these sequential answers and, at its first state, these parallel ones.
+
+    `tokens` is the length of each response, `parallel_tokens` of the parallel ones if it differs.
+    """
+    candidates = tuple(attempt(answer, parallel_tokens or tokens) for answer in parallel.split())
+    turns = tuple(
+        Turn(attempt(answer, tokens, text), candidates if i == 0 else ())
+        for i, answer in enumerate(answers.split())
+    )
+    return Trajectory(
+        id=trajectory_id("run", 0, Phase.EVAL, problem, sample),
+        run="run",
+        iteration=0,
+        phase=Phase.EVAL,
+        problem=Problem(problem, "test", question, REFERENCE),
+        sample=sample,
+        prompt_ids=(0,),
+        turns=turns,
+        stop_reason=stop_reason,
+        window=None,
+        error=error,
+    )

@@ -1,0 +1,82 @@
+"""A whole small run as plain data: what the driver hands to the table and the page."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from rise_ray.config import parse_config
+from rise_ray.evaluate.compare import standard_comparisons
+from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
+from rise_ray.mdp import Trajectory
+from tests.unit.evaluate.builders import trajectory
+
+CONFIG: dict[str, Any] = parse_config(
+    "{name: demo, task: {name: countdown}, model: {path: some/model}, relabel: {tau: 0.5}}",
+    [],
+    source="test",
+).model_dump(mode="json")
+
+# Chance to be right at turn 1, to fix a wrong answer, to keep a right one.
+MODELS = {
+    "base": (0.32, 0.27, 0.52),
+    "iteration-1": (0.36, 0.28, 0.75),
+    "iteration-2": (0.40, 0.28, 0.88),
+    "control": (0.54, 0.15, 0.83),
+}
+
+
+def episodes(model: str, problems: int = 80) -> list[Trajectory]:
+    """Random five-turn runs with five parallel answers on each problem."""
+    rng = random.Random(model)
+    first, fix, keep = MODELS[model]
+    runs = []
+    for i in range(problems):
+        ease = rng.uniform(-0.3, 0.3)
+        right, answers = rng.random() < first + ease, []
+        for _ in range(5):
+            answers.append("7" if right else rng.choice("34568?"))
+            right = rng.random() < (keep if right else fix + ease / 2)
+        parallel = ["7" if rng.random() < first + ease else rng.choice("34568") for _ in range(5)]
+        runs.append(trajectory(" ".join(answers), " ".join(parallel), problem=f"p{i:03d}"))
+    return runs
+
+
+def results() -> dict[str, EvalResult]:
+    return {
+        model: evaluate(episodes(model), turns=5, parallel=5, bootstrap=500, seed=0)
+        for model in MODELS
+    }
+
+
+def records(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:
+    """metrics.jsonl of the run: collect, train and eval records."""
+    lines: list[dict[str, Any]] = []
+    for iteration in (1, 2):
+        stage = f"iteration-{iteration}"
+        lines.append(
+            {
+                **{"phase": "collect", "iteration": iteration, "seconds": 33.0},
+                **{"trajectories": 500, "episode_errors": 1, "verdict_errors": 2},
+            }
+        )
+        lines.append({"phase": "relabel", "stage": stage, "examples": 4321, "seconds": 2.5})
+        lines += [
+            {"phase": "train", "stage": stage, "step": step, "loss": 2.0 / (step + iteration)}
+            for step in range(1, 40)
+        ]
+        lines.append({"phase": "train", "stage": stage, "seconds": 367.0})
+    for model, result in evaluated.items():
+        lines.append(
+            eval_record(
+                *(model, "test", result),
+                feedback="neutral",
+                window=None,
+                sampling={"temperature": 1.0, "top_p": 1.0, "max_tokens": 28},
+            )
+        )
+    return lines
+
+
+def comparisons(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:
+    return standard_comparisons(evaluated, bootstrap=500, seed=0)

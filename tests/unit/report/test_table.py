@@ -1,0 +1,52 @@
+"""The terminal table shows every model with intervals, in 80 columns, and no control codes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rise_ray.report.table import results_table
+from tests.unit.report import run
+
+
+def rendered(records: list[dict], comparisons: list[dict], width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(results_table(records, comparisons))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return run.results()
+
+
+def test_the_table_has_every_model_every_metric_and_every_comparison(results: dict) -> None:
+    comparisons = run.comparisons(results)
+    text = rendered(run.records(results), comparisons)
+    for word in (*run.MODELS, "m1@t1", "m5@t1", "m1@t5", "p1@t5", "oracle", "pass@5"):
+        assert word in text
+    value = results["iteration-2"].metrics["m1@t5"]
+    assert f"{100 * value.value:.1f}" in text
+    assert f"[{100 * value.low:.1f}, {100 * value.high:.1f}]" in text
+    assert text.count("\n- ") == len(comparisons)
+
+
+def test_the_table_fits_80_columns(results: dict) -> None:
+    text = rendered(run.records(results), run.comparisons(results), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text  # nothing was cut
+
+
+def test_names_neither_steer_the_terminal_nor_become_markup(results: dict) -> None:
+    records = run.records(results)
+    records[-1]["model"] = "\x1b]0;title\x07[red]x[/red]"
+    text = rendered(records, [])
+    assert "\x1b" not in text
+    assert "\\x1b]0;title\\x07[red]x[/red]" in text
+
+
+def test_without_an_evaluation_the_table_says_so() -> None:
+    assert "Nothing was evaluated" in rendered([], [])

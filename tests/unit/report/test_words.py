@@ -1,0 +1,67 @@
+"""Text is safe to show, and a comparison says what its interval allows and no more."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rise_ray.report.words import finding, points, printable, sentence
+
+
+def comparison(value: float | None, low: float | None, high: float | None) -> dict[str, Any]:
+    return {
+        "left": {"model": "iteration-2", "metric": "p1@t5", "value": 0.654},
+        "right": {"model": "base", "metric": "m1@t5", "value": 0.424},
+        "note": "a note",
+        **{"value": value, "low": low, "high": high, "n": 542},
+    }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.01, 0.05, "gain"),
+        (-0.05, -0.01, "loss"),
+        (-0.01, 0.05, "not distinguishable from 0"),
+        (0.0, 0.05, "not distinguishable from 0"),
+        (-0.05, 0.0, "not distinguishable from 0"),
+        (None, None, "not measured"),
+    ],
+)
+def test_only_an_interval_without_0_is_a_gain_or_a_loss(
+    low: float | None, high: float | None, expected: str
+) -> None:
+    middle = None if low is None or high is None else (low + high) / 2
+    assert finding(comparison(middle, low, high)) == expected
+
+
+def test_a_sentence_names_both_figures_the_interval_and_the_oracle() -> None:
+    assert sentence(comparison(0.23, 0.207, 0.253)) == (
+        "iteration-2 p1@t5 (oracle) (65.4) against base m1@t5 (42.4): a gain, "
+        "+23.0 points [+20.7, +25.3], on 542 problems (a note)."
+    )
+    assert ": a loss, -3.1 points [-5.0, -1.2]," in sentence(comparison(-0.031, -0.05, -0.012))
+    assert ": not distinguishable from 0, +0.4 points" in sentence(comparison(0.004, -0.01, 0.02))
+    assert "not measured" in sentence(comparison(None, None, None))
+
+
+def test_a_difference_that_rounds_to_0_has_no_minus() -> None:
+    assert points(-0.0001) == "+0.0"
+
+
+@given(st.text())
+def test_printable_text_steers_no_terminal_and_encodes(text: str) -> None:
+    shown = printable(text)
+    shown.encode("utf-8")
+    assert not {"Cc", "Cf", "Cs"} & {
+        unicodedata.category(character) for character in shown if character not in "\n\t"
+    }
+
+
+def test_printable_keeps_what_people_read() -> None:
+    assert printable("x \u2264 3\n\tok") == "x \u2264 3\n\tok"
+    assert printable("\x1b[31m\u202e\ud800") == "\\x1b[31m\\u202e\\ud800"

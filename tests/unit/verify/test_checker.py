@@ -1,0 +1,190 @@
+"""Whatever a response or a check does, every item gets its verdict, and only its own."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rise_ray.config import TaskConfig
+from rise_ray.mdp import Outcome
+from rise_ray.tasks.countdown import Countdown
+from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
+from tests.unit.verify.harness import HOSTILE_TASK, PROBLEM, checking
+
+MATH = TaskConfig(name="math")
+
+HOSTILE_ANSWERS = [
+    "9^{9^{9^{9}}}",
+    "9**9**9**9",
+    r"\int_0^1 \sin(x^x) dx",
+    r"\sum_{n=1}^{10^9} n^n",
+    r"\binom{10^9}{10^8}",
+    "(" * 400 + "1" + ")" * 400,
+    "{" * 500 + "}" * 500,
+    r"\sqrt{" * 140 + "2" + "}" * 140,
+    rf"\frac{{{'1' * 450}}}{{{'3' * 450}}}",
+    "1\x00",
+    "\ud800",
+    "\u202e72\u202c",
+    "__import__('os')._exit(1)",
+]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_verdicts_come_in_the_items_order_and_equal_the_tasks_own(processes):
+    task = Countdown()
+    chats = task.demonstrations(task.load("dev"), 500, random.Random(0))
+    items = [(problem, messages[1].content) for problem, messages in chats]
+    with checking(TaskConfig(name="countdown"), processes) as checker:
+        assert len(checker.pids) == processes
+        verdicts = checker.check(items)
+        expected = [
+            replace(task.check(*item), verifier_version=checker.verifier_version) for item in items
+        ]
+        assert verdicts == expected
+        assert checker.check([]) == []
+
+
+def test_the_version_names_task_and_comparison():
+    with checking(TaskConfig(name="countdown")) as checker:
+        assert checker.verifier_version.startswith("countdown/")
+        assert "/math-verify " in checker.verifier_version
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ("spin", "deadline of 1 s"),
+        ("spin in C", "deadline of 1 s"),
+        ("sleep", "deadline of 1 s"),
+        ("exit", "exit status 7"),
+        ("sys.exit", "exit status 3"),
+        ("segfault", "SIGSEGV"),
+        ("memory", "memory"),
+        ("memory slowly", "memory"),
+        ("recurse", "RecursionError"),
+        ("raise", "RuntimeError: boom"),
+        ("nothing", "returned NoneType"),
+    ],
+)
+def test_a_failing_check_costs_its_own_item_and_no_other(hostile, response, reason):
+    responses = [*(f"a{n}" for n in range(40)), response, *(f"b{n}" for n in range(40))]
+    with checking(hostile) as checker:
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
+        assert verdicts[40].outcome is Outcome.ERROR
+        assert reason in verdicts[40].reason
+        assert len(verdicts[40].reason) < 600
+        others = verdicts[:40] + verdicts[41:]
+        assert [v.answer for v in others] == responses[:40] + responses[41:]
+        assert {v.outcome for v in others} == {Outcome.CORRECT}
+
+
+def test_every_item_may_fail_and_all_get_their_own_verdict(hostile):
+    responses = ["exit", "spin", "ok", "memory", "memory", "exit", "ok", "raise", "sleep", "ok"]
+    with checking(hostile, processes=2) as checker:
+        started = time.monotonic()
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
+        assert time.monotonic() - started < 30
+    good = [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
+    assert good == [text == "ok" for text in responses]
+
+
+def test_a_deadline_counts_from_when_the_item_starts_and_not_from_when_it_was_sent(
+    tmp_path, monkeypatch
+):
+    source = HOSTILE_TASK + "\nclass Slow(Hostile):\n    def check(self, problem, response):\n"
+    source += "        time.sleep(0.1)\n        return super().check(problem, response)\n"
+    (tmp_path / "slow_task.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with checking(TaskConfig(name="slow_task:Slow")) as checker:  # 2 s of work, deadline 1 s
+        verdicts = checker.check([(PROBLEM, "ok")] * 20)
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
+
+
+def test_what_a_task_prints_or_reads_does_not_disturb_the_protocol(hostile):
+    with checking(hostile) as checker:
+        verdicts = checker.check([(PROBLEM, text) for text in ("print", "read", "ok")])
+    assert [verdict.answer for verdict in verdicts] == ["print", "read", "ok"]
+
+
+def test_text_in_verdicts_can_be_stored(hostile):
+    with checking(hostile) as checker:
+        (verdict,) = checker.check([(PROBLEM, "surrogate")])
+    assert verdict.answer.encode() == rb"\ud800"
+    assert verdict.reason.encode()
+
+
+def test_large_items_do_not_block_the_pipes(hostile):
+    items = [(PROBLEM, "\u202e" * 200_000), (PROBLEM, "spin")] * 2 + [(PROBLEM, "x" * 900_000)] * 3
+    with checking(hostile) as checker:
+        outcomes = [verdict.outcome.value for verdict in checker.check(items)]
+    assert outcomes == ["correct", "error", "correct", "error", "correct", "correct", "correct"]
+
+
+def test_an_over_long_response_is_unparseable_and_never_sent(hostile):
+    with checking(hostile) as checker:
+        verdicts = checker.check(
+            [(PROBLEM, "x" * (MAX_RESPONSE_CHARS + 1)), (PROBLEM, "x" * MAX_RESPONSE_CHARS)]
+        )
+    assert [verdict.outcome.value for verdict in verdicts] == ["unparseable", "correct"]
+    assert str(MAX_RESPONSE_CHARS) in verdicts[0].reason
+
+
+@pytest.mark.parametrize("answer", HOSTILE_ANSWERS)
+def test_a_hostile_answer_is_settled_by_its_deadline_and_the_next_one_is_judged(answer):
+    box = rf"\boxed{{{answer}}}"
+    with checking(MATH) as checker:
+        checker.check([(PROBLEM, r"\boxed{72}")])  # sympy's first use is slow
+        started = time.monotonic()
+        verdicts = checker.check([(PROBLEM, box), (PROBLEM, r"so \boxed{72}")])
+        took_s = time.monotonic() - started
+    assert verdicts[0].outcome is not Outcome.CORRECT
+    assert verdicts[0].reason
+    assert verdicts[1].outcome in (Outcome.CORRECT, Outcome.ERROR)  # cold sympy, busy machine
+    assert took_s < 15
+
+
+@pytest.mark.parametrize("unit", ["{", "}", r"\boxed{", "\\", "\x00", "#### ", "9", "\u202e"])
+@pytest.mark.parametrize("name", ["gsm8k", "math", "countdown"])
+def test_a_megabyte_of_anything_is_unparseable_and_no_error(name, unit, megabyte_checkers):
+    checker = megabyte_checkers[name]
+    problem = replace(PROBLEM, data={"numbers": [5, 6, 9], "target": 21})
+    (verdict,) = checker.check([(problem, unit * (MAX_RESPONSE_CHARS // len(unit)))])
+    assert verdict.outcome is Outcome.UNPARSEABLE
+
+
+@pytest.fixture(scope="module")
+def megabyte_checkers():
+    checkers = {
+        n: Checker(TaskConfig(name=n), 1, 20.0, 1024) for n in ("gsm8k", "math", "countdown")
+    }
+    yield checkers
+    for checker in checkers.values():
+        checker.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
+def test_any_text_gets_a_named_outcome(megabyte_checkers, texts):
+    for name in ("gsm8k", "math"):
+        items = [(PROBLEM, text) for text in texts]
+        items += [(PROBLEM, rf"\boxed{{{text}}}") for text in texts]
+        verdicts = megabyte_checkers[name].check(items)
+        assert len(verdicts) == len(items)
+        assert all(verdict.reason for verdict in verdicts)
+
+
+def test_a_check_is_fast_enough_for_rollouts():
+    task = Countdown()
+    chats = task.demonstrations(task.load("train"), 20_000, random.Random(0))
+    items = [(problem, messages[1].content) for problem, messages in chats]
+    with checking(TaskConfig(name="countdown"), deadline_s=5.0) as checker:
+        started = time.monotonic()
+        verdicts = checker.check(items)
+        assert time.monotonic() - started < 20  # 1 s on a free core
+    assert Outcome.ERROR not in {verdict.outcome for verdict in verdicts}

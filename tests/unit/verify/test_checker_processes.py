@@ -1,0 +1,138 @@
+"""Children come back when they are killed, and none is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from rise_ray.config import TaskConfig
+from rise_ray.errors import ConfigError
+from rise_ray.mdp import Outcome
+from rise_ray.verify import checker as checker_module
+from rise_ray.verify.checker import Checker
+from tests.unit.verify.harness import DEADLINE_S, PROBLEM, checking
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_child_killed_between_calls_is_replaced_and_no_item_is_blamed(hostile):
+    with checking(hostile, processes=2) as checker:
+        old = checker.pids
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+        verdicts = checker.check([(PROBLEM, "ok")] * 200)
+        assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
+        assert not set(old) & set(checker.pids)
+
+
+def test_children_that_are_killed_again_and_again_lose_no_item(hostile):
+    with checking(hostile, processes=2, deadline_s=10.0) as checker:
+        stop = threading.Event()
+
+        def kill_some():
+            for turn in range(4):
+                stop.wait(0.8)
+                for pid in checker.pids[turn % 2 : turn % 2 + 1]:
+                    os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_some)
+        killer.start()
+        responses = [f"r{n}" for n in range(60_000)]
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
+        stop.set()
+        killer.join()
+    assert len(verdicts) == len(responses)
+    for verdict, response in zip(verdicts, responses, strict=True):
+        if verdict.outcome is Outcome.ERROR:
+            assert "SIGKILL" in verdict.reason
+        else:
+            assert verdict.answer == response
+
+
+def test_an_interrupted_check_leaves_no_reply_for_the_next_one(hostile):
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    with checking(hostile, deadline_s=30.0) as checker:
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                checker.check([(PROBLEM, "old"), (PROBLEM, "sleep"), (PROBLEM, "older")])
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        assert [v.answer for v in checker.check([(PROBLEM, "new")])] == ["new"]
+
+
+def test_closing_leaves_no_process(hostile):
+    with checking(hostile, processes=2) as checker:
+        pids = checker.pids
+        assert len(pids) == 2
+        assert all(map(is_running, pids))
+    assert not any(map(is_running, pids))
+    assert checker.pids == []
+
+
+def test_no_child_outlives_a_parent_that_is_killed_in_the_middle_of_a_check(hostile, tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from rise_ray.config import TaskConfig\n"
+        "from rise_ray.mdp import Problem\n"
+        "from rise_ray.verify.checker import Checker\n"
+        "c = Checker(TaskConfig(name='hostile_task:Hostile'), 2, 1000.0, 1024)\n"
+        "print(*c.pids, flush=True)\n"
+        "c.check([(Problem('p', 't', 'q', 'r'), 'spin in C')] * 2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        time.sleep(0.5)
+        assert len(pids) == 2
+        assert all(map(is_running, pids))
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (TaskConfig(name="no_such_task"), "no_such_task"),
+        (TaskConfig(name="gsm8k", options={"pathh": 1}), "pathh"),
+        (TaskConfig(name="hostile_task:Unloadable"), "exit status 9"),
+    ],
+)
+def test_a_task_that_does_not_load_is_a_config_error_and_leaves_no_process(hostile, task, says):
+    with pytest.raises(ConfigError, match=says):
+        Checker(task, 2, DEADLINE_S, 1024)
+
+
+def test_too_little_memory_to_start_is_said(hostile):
+    with pytest.raises(ConfigError, match=r"memory_mib"):
+        Checker(TaskConfig(name="math"), 1, DEADLINE_S, 16)
+
+
+def test_a_child_that_never_starts_is_given_up_on(tmp_path, monkeypatch):
+    (tmp_path / "sleepy_task.py").write_text("import time\ntime.sleep(1000)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(checker_module, "START_DEADLINE_S", 1.0)
+    with pytest.raises(ConfigError, match="deadline of 1 s"):
+        Checker(TaskConfig(name="sleepy_task:Sleepy"), 1, DEADLINE_S, 1024)
