@@ -135,7 +135,10 @@ class Folder:
             if self.is_local:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 staged = Path(path).parent / f".{uuid.uuid4().hex}.tmp"
-                shutil.copytree(source, staged)
+                for file in (f for f in source.rglob("*") if f.is_file()):
+                    target = staged / file.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)  # the content alone, not its private mode
                 if Path(path).exists():
                     shutil.rmtree(path)
                 staged.rename(path)

@@ -1,4 +1,4 @@
-"""One Ray runtime, tiny models and engine actors for the tests of weight syncs."""
+"""Tiny models and engine actors for the tests of weight syncs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,8 @@ import ray
 from tests.system.sync.sync_harness import EngineHost, ModelMaker
 
 
-@pytest.fixture(scope="module", autouse=True)
-def runtime() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20
-        )
-        yield
-        ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def maker() -> Any:
+def maker(ray_runtime: None) -> Any:
     return ModelMaker.remote()
 
 

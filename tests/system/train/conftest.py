@@ -1,9 +1,9 @@
-"""A Ray instance, a tiny random Llama with its tokenizer, and examples for it."""
+"""A tiny random Llama with its tokenizer, and examples for it."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,12 +106,3 @@ def examples_folder(tmp_path: Path) -> Callable[[list[Example]], Folder]:
         return folder
 
     return write
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()

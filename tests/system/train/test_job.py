@@ -26,7 +26,7 @@ from rise_ray.train.job import TrainJob, TrainResult, train
 from rise_ray.train.packing import PackingPlan, plan_epochs
 from rise_ray.train.schedule import lr_factor
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("ray_runtime")
 
 CONFIG = TrainConfig(
     workers=2,

@@ -18,14 +18,6 @@ from rise_ray.verify.actor import start_verifiers
 COUNTDOWN = TaskConfig(name="countdown")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def items():
     task = Countdown()
@@ -44,7 +36,7 @@ def check_until_back(verifier, items, within_s=60.0):
             time.sleep(0.2)
 
 
-def test_verifiers_judge_restart_and_leave_no_process(cluster, items):
+def test_verifiers_judge_restart_and_leave_no_process(ray_runtime, items):
     verifiers = start_verifiers(COUNTDOWN, VerifyConfig(actors=2, processes=2))
     task = Countdown()
     expected = [task.check(*item).outcome for item in items]

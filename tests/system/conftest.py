@@ -1,0 +1,103 @@
+"""What all system tests share, because starting it dominates their time.
+
+One Ray runtime, two tiny random models, one verifier; and a look, at the end, that no process of
+ours is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rise_ray.config import ScratchConfig, TaskConfig, VerifyConfig
+from rise_ray.rollout.worker import WeightVersion
+from rise_ray.store.files import Folder
+from rise_ray.tasks.countdown import Countdown
+from rise_ray.verify.actor import start_verifiers
+from tests.system.processes import descendants, wait_gone
+
+MAX_MODEL_LEN = 512
+SCRATCH = ScratchConfig(
+    tokenizer="word",
+    architecture={
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,  # vLLM's CPU attention has no heads of 16
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,  # sharp outputs: other weights sample other tokens
+    },
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Every process that a test started has ended, Ray's, vLLM's and the verifiers' included."""
+    yield
+    left = wait_gone(descendants())
+    assert not left, f"still running: {left}"
+
+
+@pytest.fixture(scope="session")
+def ray_runtime(nothing_left_behind: None) -> Iterator[None]:
+    """A Ray of this test session's own, with more logical CPUs than there may be cores."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            logging_level="error",
+        )
+        yield
+        started = descendants()
+        ray.shutdown()
+        left = wait_gone(started)
+        assert not left, f"still running after ray.shutdown: {left}"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> WeightVersion:
+    """A random Llama with Countdown's vocabulary, as version 0, with its parity reference."""
+    return make_version(0, tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def other_model(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> WeightVersion:
+    """Other weights of the same architecture, as version 2."""
+    return make_version(2, tmp_path_factory.mktemp("other-model"))
+
+
+@pytest.fixture(scope="session")
+def verifiers(ray_runtime: None) -> Iterator[list[Any]]:
+    """One verifier of Countdown."""
+    started = start_verifiers(TaskConfig(name="countdown"), VerifyConfig())
+    yield started
+    ray.get([verifier.close.remote() for verifier in started])
+    for verifier in started:
+        ray.kill(verifier)
+
+
+def make_version(iteration: int, folder: Path) -> WeightVersion:
+    """Write a random model whose weights depend on `iteration`."""
+    words = Countdown().vocabulary()
+
+    def make() -> None:
+        from rise_ray.models.scratch import make_scratch_model
+        from rise_ray.sync.parity import reference_logprobs
+
+        make_scratch_model(SCRATCH, words, [], MAX_MODEL_LEN, iteration, folder)
+        probe = [range(start, start + 20) for start in (10, 60)]
+        reference_logprobs(str(folder), probe, "float32", False).save(Folder(str(folder)))
+
+    # In a task whose process ends with it: the tests' own process stays free of torch.
+    ray.get(ray.remote(num_cpus=1, max_calls=1)(make).remote())
+    return WeightVersion(iteration, str(folder), str(folder))

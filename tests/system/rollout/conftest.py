@@ -1,0 +1,94 @@
+"""Pools over the tiny random model, and episodes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rise_ray.config import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
+from rise_ray.mdp import Phase
+from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.worker import WeightVersion
+from rise_ray.tasks.countdown import Countdown
+from tests.system.conftest import MAX_MODEL_LEN
+
+MakePool = Callable[..., RolloutPool]
+
+
+def make_specs(count: int, *, seed: int = 0, turns: int = 2, max_tokens: int = 16) -> list[EpisodeSpec]:
+    """Episodes on the first `count` problems of Countdown, with two candidates at each state."""
+    task = Countdown()
+    plan = EpisodePlan(
+        run="test",
+        iteration=1,
+        phase=Phase.COLLECT,
+        seed=seed,
+        turns=turns,
+        window=None,
+        stop_on_success=False,
+        candidates=2,
+        first_state_only=False,
+        sampling=SamplingConfig(max_tokens=max_tokens),
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return [
+        EpisodeSpec(plan, problem, 0, tuple(task.prompt(problem)), task.feedback(problem))
+        for problem in task.load("dev")[:count]
+    ]
+
+
+@pytest.fixture(scope="session")
+def new_pool(tiny_model: WeightVersion, verifiers: list[Any]) -> MakePool:
+    """Makes pools of one worker each, unless told otherwise; the caller releases them."""
+
+    def make(label: str, **workers: object) -> RolloutPool:
+        settings = {
+            "num_cpus": 0.3,
+            "vllm": {"enforce_eager": True},
+            "start_deadline_s": 120.0,
+            "progress_deadline_s": 60.0,
+        }
+        return RolloutPool(
+            tiny_model,
+            ModelConfig(path=tiny_model.checkpoint, max_model_len=MAX_MODEL_LEN),
+            WorkersConfig(**(settings | workers)),
+            SyncConfig(bucket_bytes=64 * 1024),
+            verifiers,
+            seed=0,
+            label=label,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_pool(new_pool: MakePool) -> Iterator[MakePool]:
+    """`new_pool` for one test, which releases them."""
+    pools: list[RolloutPool] = []
+
+    def make(label: str, **workers: object) -> RolloutPool:
+        pools.append(new_pool(label, **workers))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.release()
+
+
+@pytest.fixture(scope="session")
+def pair(new_pool: MakePool) -> Iterator[RolloutPool]:
+    """A running pool of two workers with version 0 that forgives no loss."""
+    pool = new_pool(
+        "pair",
+        min_workers=2,
+        max_workers=2,
+        episodes_in_flight=8,
+        max_attempts=1,
+        progress_deadline_s=8.0,
+    )
+    pool.wait_ready()
+    yield pool
+    pool.release()

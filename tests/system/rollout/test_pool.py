@@ -1,0 +1,181 @@
+"""The pool on real Ray and vLLM: reproducible, exact about every episode, whatever dies."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import psutil
+import pytest
+
+from rise_ray.errors import ClusterError, RolloutError
+from rise_ray.mdp import StopReason, Trajectory
+from rise_ray.rollout.episode import EpisodeSpec
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.worker import WeightVersion
+from tests.system.processes import named, send, wait_gone
+from tests.system.rollout.conftest import MakePool, make_specs
+
+LONG = {"turns": 3, "max_tokens": 96}  # an episode of these outlasts several exchanges
+
+
+def sampled(trajectories: Iterable[Trajectory]) -> dict[str, list[tuple[int, ...]]]:
+    """All token ids by trajectory; the ids of the trajectories must be unique."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for t in trajectories:
+        assert t.id not in found, f"{t.id} came twice"
+        responses = [r for turn in t.turns for r in (turn.attempt, *turn.candidates)]
+        found[t.id] = [response.token_ids for response in responses]
+    return found
+
+
+def versions(trajectories: Iterable[Trajectory]) -> set[int]:
+    return {
+        response.weight_version
+        for t in trajectories
+        for turn in t.turns
+        for response in (turn.attempt, *turn.candidates)
+    }
+
+
+def ids(specs: Iterable[EpisodeSpec]) -> set[str]:
+    return {spec.id for spec in specs}
+
+
+def workers() -> list[psutil.Process]:
+    return named("ray::RolloutWorker")
+
+
+def roll_and_lose(
+    pool: RolloutPool, specs: list[EpisodeSpec], number: signal.Signals, losses: int
+) -> Iterator[Trajectory]:
+    """Roll, and signal the pool's newest worker as its first result is in, `losses` times.
+
+    The worker of each loss is another: the one that Ray started last.
+    """
+    lost: list[psutil.Process] = []
+    for trajectory in pool.roll(specs):
+        newest = workers()[-1]
+        if len(lost) < losses and newest not in lost and trajectory.turns:
+            send(newest, number)
+            lost.append(newest)
+        yield trajectory
+    assert len(lost) == losses, "the episodes were over before the workers were lost"
+    left = wait_gone(lost)
+    assert not left, f"a lost worker still runs: {left}"
+
+
+def test_the_same_specs_sample_the_same_tokens_in_any_order_on_any_number_of_workers(
+    pair: RolloutPool, make_pool: MakePool
+) -> None:
+    specs = make_specs(24)
+    shuffled = random.Random(1).sample(specs, len(specs))
+    first = sampled(pair.roll(specs))
+    again = sampled(make_pool("alone", episodes_in_flight=3).roll(shuffled))
+    other = sampled(pair.roll(make_specs(24, seed=1)))
+    assert first.keys() == ids(specs)
+    assert first == again
+    responses = [response for rows in first.values() for response in rows]
+    assert len(set(responses)) == len(responses)  # attempts and candidates have their own seeds
+    assert all(first[i] != other[i] for i in first)
+
+
+def test_synced_workers_sample_what_a_worker_that_loaded_the_version_samples(
+    pair: RolloutPool,
+    make_pool: MakePool,
+    tiny_model: WeightVersion,
+    other_model: WeightVersion,
+) -> None:
+    """The loader joins late: it was still starting with version 0 when the pool was synced."""
+    specs = make_specs(8)
+    before = list(pair.roll(specs))
+    pair.sync(other_model)
+    synced = list(pair.roll(specs))
+    pair.sync(tiny_model)
+    back = list(pair.roll(specs))
+    assert (versions(before), versions(synced), versions(back)) == ({0}, {2}, {0})
+    assert sampled(before) == sampled(back)
+    assert sampled(before) != sampled(synced)
+
+    pool = make_pool("late", max_workers=2, episodes_in_flight=4, min_workers=1)
+    pool.wait_ready()
+    (ready,) = [w for w in workers() if w not in pair_workers(pair)]
+    assert versions(pool.roll(specs)) == {0}  # eight episodes ask for a second worker
+    pool.sync(other_model)
+    send(ready, signal.SIGKILL)
+    late = list(pool.roll(specs))
+    assert versions(late) == {2}
+    assert sampled(late) == sampled(synced)
+
+
+def pair_workers(pair: RolloutPool) -> list[psutil.Process]:
+    """The processes of the pair: the two that started first."""
+    return workers()[:2]
+
+
+def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
+    pair: RolloutPool, make_pool: MakePool
+) -> None:
+    specs = make_specs(24, **LONG)
+    pool = make_pool("killed", episodes_in_flight=16, max_attempts=2)
+    rolled = list(roll_and_lose(pool, specs, signal.SIGKILL, losses=1))
+    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+    assert sampled(rolled) == sampled(pair.roll(specs))
+
+
+def test_an_episode_lost_with_max_attempts_workers_is_an_error_and_not_an_answer(
+    make_pool: MakePool,
+) -> None:
+    specs = make_specs(32, **LONG)
+    pool = make_pool("unlucky", episodes_in_flight=16, max_attempts=2, max_error_share=1.0)
+    rolled = list(roll_and_lose(pool, specs, signal.SIGKILL, losses=2))
+    assert Counter(t.id for t in rolled) == dict.fromkeys(ids(specs), 1)
+    errors = [t for t in rolled if t.stop_reason is StopReason.ERROR]
+    assert 0 < len(errors) < len(specs)
+    for trajectory in errors:
+        assert trajectory.turns == ()
+        assert trajectory.error is not None
+        assert "lost with 2 workers" in trajectory.error
+
+
+def test_a_worker_that_answers_nothing_is_ended_and_too_many_losses_stop_the_phase(
+    make_pool: MakePool,
+) -> None:
+    pool = make_pool("stalled", episodes_in_flight=16, max_attempts=1, progress_deadline_s=4.0)
+    with pytest.raises(RolloutError, match=r"`max_error_share` = 0\.05.*no answer for 4 s"):
+        list(roll_and_lose(pool, make_specs(24, **LONG), signal.SIGSTOP, losses=1))
+    left = wait_gone([w for w in workers() if w.status() == psutil.STATUS_STOPPED])
+    assert not left, f"a stopped worker was not ended: {left}"
+
+
+def test_a_consumer_slower_than_the_progress_deadline_loses_no_worker(pair: RolloutPool) -> None:
+    """A teacher may think for minutes between two trajectories; the workers are not to blame."""
+    specs = make_specs(24, **LONG)
+    before = workers()
+    rolled = []
+    for trajectory in pair.roll(specs):
+        if not rolled:
+            time.sleep(10.0)  # the pair's progress deadline is 8 s
+        rolled.append(trajectory)
+    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+    assert workers() == before
+
+
+def test_a_worker_that_cannot_start_stops_the_pool_with_its_cause(make_pool: MakePool) -> None:
+    pool = make_pool(
+        "broken",
+        min_workers=3,
+        max_workers=3,
+        vllm={"enforce_eager": True, "quantization": "no-such-quantization"},
+    )
+    with pytest.raises(RolloutError, match="broken workers cannot start.*no-such-quantization"):
+        pool.wait_ready()
+
+
+def test_workers_that_ray_has_no_room_for_are_named_by_a_deadline(make_pool: MakePool) -> None:
+    pool = make_pool("homeless", resources={"no_such_node": 1.0}, start_deadline_s=3.0)
+    with pytest.raises(ClusterError, match=r"0 of `min_workers` = 1 homeless.*no_such_node"):
+        list(pool.roll(make_specs(2)))
