@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml requirements/cpu.lock requirements/dev.lock
 	@touch $@
 
 quickstart: install ## train a tiny model to correct itself, end to end, on this CPU
-	$(BIN)/rise-ray run jobs/quickstart.yaml
+	$(BIN)/rise-ray run jobs/quickstart.yaml --resume
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check

@@ -9,31 +9,77 @@ rise-ray check jobs/gsm8k_8b.yaml
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import rise_ray.config
 from rise_ray import __version__
 from rise_ray.config import RunConfig, load_config
-from rise_ray.errors import RiseError
+from rise_ray.errors import user_error
 
-_EPILOG = """\
-Any setting is overridden on the command line as key.sub=value (the value is YAML):
+if TYPE_CHECKING:
+    from rise_ray.console import Console
+    from rise_ray.store.run import Run
+
+INTERRUPTED = 130
+
+_RUN = """\
+Run a config: collect, relabel, train, evaluate, report. A run does, in this order:
+
+  warm-start   if configured: fine-tune the model on the task's demonstrations
+  base         evaluate the model on held-out problems, one attempt after another
+  iteration-N  collect: the model answers over several turns, and improved answers are sampled
+               relabel: stored trajectories become weighted examples
+               train:   reward-weighted fine-tuning with DeepSpeed ZeRO-3
+               eval:    the new weights on the same held-out problems
+  control-N    if configured: single-turn rejection sampling at the same budget
+  report       the results with 95% intervals, as a table and as report.html
+
+Everything is in the run folder <storage>/<name>. Ctrl-C or a crash loses the episodes that were
+under way; --resume does the rest. A folder that holds anything else is left as it is. A
+finished run shows its results again.
+"""
+_EVAL = """\
+Evaluate one model with a config's task and protocol, in a run folder of its own.
+"""
+_CHECK = """\
+Check a config without starting anything: settings, data, model, chat template, prompts, teacher,
+run folder. Then show the run in numbers and the Ray resources that it needs.
+"""
+_EPILOG = f"""\
+any setting is overridden as key.sub=value (the value is YAML):
   rise-ray run jobs/quickstart.yaml seed=1 name=quickstart-1 train.lr=5e-4
-Every setting with its meaning and default: rise_ray/config.py.
+  rise-ray run jobs/gsm8k_8b.yaml storage=s3://bucket/runs ray.autoscaling=true --resume
+  rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
+
+every setting with its meaning and default:
+  {rise_ray.config.__file__}
+
+exit status: 0 done, 1 the run failed, 2 the command or the config is wrong, {INTERRUPTED} Ctrl-C
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0, 1 (the run failed) or 2 (the config is wrong)."""
-    options = _parser().parse_args(arguments)
+    """Entry point. Returns the exit status; the epilog of `--help` lists them."""
+    options = _parse(arguments)
     try:
         return int(options.command(options))
-    except RiseError as error:
-        if options.debug:
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command with --resume goes on")
+        return INTERRUPTED
+    except Exception as error:
+        ours = user_error(error)
+        if ours is None or options.debug:
             raise
-        print(f"rise-ray: error: {error}", file=sys.stderr)
-        return error.exit_code
+        _complain(f"error: {ours}")
+        return ours.exit_code
+
+
+def _complain(message: str) -> None:
+    print(f"rise-ray: {message}", file=sys.stderr)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,7 +95,7 @@ def _eval(options: argparse.Namespace) -> int:
         "warm_start=null",
         "model.scratch=null",
         "control.enabled=false",
-        f"model.path={options.model}",
+        f"model.path={json.dumps(options.model)}",
     ]
     return _execute(load_config(options.config, overrides), options)
 
@@ -57,6 +103,7 @@ def _eval(options: argparse.Namespace) -> int:
 def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     # vLLM and DeepSpeed print banners on import; the run's own lines are the output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rise_ray.check import preflight
     from rise_ray.cluster import connected
     from rise_ray.console import Console
     from rise_ray.driver import execute
@@ -64,17 +111,41 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     from rise_ray.store.run import Run
 
     console = Console()
-    run = Run(config, resume=options.resume)
+    run = preflight(config, options.resume)
     console.line(f"run {config.name} in {run.folder.uri}")
-    with connected(config, options.debug), Stages(run, console) as stages:
+    if run.finished:
+        _show(run, console)
+        return 0
+    # The folder is made when Ray is there: what fails before leaves nothing behind.
+    with connected(config, options.debug), Stages(Run(config, options.resume), console) as stages:
         execute(stages)
     return 0
+
+
+def _show(run: Run, console: Console) -> None:
+    """The results of a finished run, from its folder alone."""
+    from rise_ray.store.run import LAST_STAGE, REPORT
+    from rise_ray.track import METRICS
+
+    records = [json.loads(line) for line in run.folder.read(METRICS).decode().splitlines()]
+    comparisons = run.stages[LAST_STAGE]["comparisons"]
+    console.results(records, comparisons, f"{run.folder.uri}/{REPORT}")
 
 
 def _check(options: argparse.Namespace) -> int:
     from rise_ray.check import check
 
     return 0 if check(load_config(options.config, options.overrides)) else 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [argument for argument in rest if argument.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    options.overrides += rest  # argparse gives up on positional arguments after an option
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,11 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rise-ray {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True)
-    run = _command(commands, "run", "run a config: collect, relabel, train, evaluate, report", _run)
-    evaluate = _command(
-        commands, "eval", "evaluate one model with a config's task and protocol", _eval
-    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    run = _command(commands, "run", _RUN, _run)
+    evaluate = _command(commands, "eval", _EVAL, _eval)
     evaluate.add_argument("--model", required=True, help="folder, URI or hub name")
     evaluate.add_argument("--name", help="of the run folder (default: eval-<model>)")
     for command in (run, evaluate):
@@ -99,22 +168,20 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="go on with an unfinished run of the same config (or start it)",
         )
-    _command(
-        commands, "check", "check a config, its data, model and resources; run nothing", _check
-    )
+    _command(commands, "check", _CHECK, _check)
     return parser
 
 
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    summary: str,
+    description: str,
     function: object,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
+        help=description.partition(".")[0].strip().replace("\n", " "),
+        description=description,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

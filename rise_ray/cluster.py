@@ -73,6 +73,8 @@ def check_resources(config: RunConfig) -> None:
 def _connect(config: RunConfig, debug: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not debug:
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")  # read when ray.data is first used
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     level = "INFO" if debug else "ERROR"
     if address == "local":

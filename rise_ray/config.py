@@ -455,7 +455,7 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+        raise ConfigError(f"{_yaml_place(source, error)}: not valid YAML: {_problem(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: the config must be a mapping of settings")
     for override in overrides:
@@ -477,7 +477,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: write it as key.sub=value")
     *groups, leaf = key.split(".")
     for group in groups:
-        tree = tree.setdefault(group, {})
+        if tree.get(group) is None:
+            tree[group] = {}
+        tree = tree[group]
         if not isinstance(tree, dict):
             raise ConfigError(f"override {override!r}: `{group}` is a value, not a group")
     tree[leaf] = _yaml_value(override, value)

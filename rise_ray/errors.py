@@ -49,3 +49,13 @@ class TrainError(RiseError):
 
 class SyncError(RiseError):
     """Weights did not arrive: a deadline was missed or the parity probe disagreed."""
+
+
+def user_error(error: BaseException) -> RiseError | None:
+    """The error for the user inside `error`, without the remote traces that Ray wraps around it.
+
+    None: it holds none of ours.
+    """
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error if isinstance(error, RiseError) else None

@@ -19,7 +19,7 @@ from rise_ray.console import Console
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
 from rise_ray.mdp import Phase, Problem, Trajectory, derive_seed
-from rise_ray.models.locate import locate_model, resolve_dtype
+from rise_ray.models.locate import locate_model, resolve_dtype, shared_model
 from rise_ray.plans import (
     collect_plan,
     control_plan,
@@ -225,9 +225,10 @@ class Stages:
         Its probe reference is made once, by plain Hugging Face.
         """
         assert model.path is not None
-        checkpoint = locate_model(model.path)
+        checkpoint = shared_model(model.path)
         if not parity.exists(PARITY_FILE):
-            tokenizer = load_tokenizer(checkpoint, model.chat_template, model.trust_remote_code)
+            path = locate_model(checkpoint)
+            tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
             sequences = self._probe(ChatFormat(tokenizer, checkpoint))
             dtype = resolve_dtype(model.dtype, workers.num_gpus)
             trust = model.trust_remote_code

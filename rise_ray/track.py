@@ -45,7 +45,7 @@ class Tracker:
             lines = folder.read(METRICS).decode().splitlines()
             self._records = [json.loads(line) for line in lines]
         self._written = time.monotonic()
-        self._wandb = _start_wandb(config) if config.wandb else None
+        self._wandb = _start_wandb(config, folder) if config.wandb else None
 
     def begin(self, stage: str, phase: str) -> None:
         """A phase of a stage starts: drop what an earlier try of it left."""
@@ -97,7 +97,7 @@ def wandb_mode(config: RunConfig) -> Literal["online", "offline", "disabled"]:
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_key() else "offline"
 
 
-def _start_wandb(config: RunConfig) -> Any:
+def _start_wandb(config: RunConfig, folder: Folder) -> Any:
     import wandb
 
     assert config.wandb is not None
@@ -105,6 +105,7 @@ def _start_wandb(config: RunConfig) -> Any:
         project=config.wandb.project,
         entity=config.wandb.entity,
         mode=wandb_mode(config),
+        dir=folder.path if folder.is_local else None,
         name=config.name,
         id=config.name,
         resume="allow",

@@ -16,7 +16,7 @@ import ray
 from rise_ray.config import RunConfig
 from rise_ray.errors import DataError
 from rise_ray.mdp import Example, Message, Problem, Provenance, Span, derive_seed
-from rise_ray.models.locate import locate_model
+from rise_ray.models.locate import shared_model
 from rise_ray.models.scratch import make_scratch_model
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.store.files import Folder
@@ -40,7 +40,7 @@ def initial_model(config: RunConfig, task: Task, chats: Sequence[Chat], folder: 
     scratch = config.model.scratch
     if scratch is None:
         assert config.model.path is not None
-        return locate_model(config.model.path)
+        return shared_model(config.model.path)
     texts = [message.content for _, chat in chats for message in chat]
     seed = derive_seed(config.seed, "scratch") % 2**32
 
@@ -66,8 +66,10 @@ def demonstration_examples(
         The examples, and how many chats were longer than `max_tokens` and left out.
 
     Raises:
-        DataError: all of them were.
+        DataError: all of them were, or there are no chats.
     """
+    if not chats:
+        raise DataError("the task gave no demonstrations to warm-start with")
     examples = [_example(number, *item, chat) for number, item in enumerate(chats)]
     fitting = [example for example in examples if len(example.input_ids) <= max_tokens]
     if not fitting:
@@ -103,7 +105,7 @@ def _example(number: int, problem: Problem, messages: list[Message], chat: ChatF
             iteration=0,
             turn=len(spans) - 1,
             candidate=-1,
-            reward=0.0,
+            reward=None,
             seed=0,
             weight_version=-1,
             verifier_version="",

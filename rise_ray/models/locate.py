@@ -22,24 +22,47 @@ def locate_model(path: str) -> str:
         path: `package:NAME` (shipped with rise-ray), a local folder, a URI, or a hub name.
 
     Raises:
-        ModelError: a folder or packaged model that is named is not there.
+        ModelError: a folder or packaged model that is named is not there, or is no model.
+        StoreError: there is nothing under a URI.
     """
     if path.startswith(PACKAGE):
         folder = Path(str(resources.files("rise_ray.models") / path.removeprefix(PACKAGE)))
         if not (folder / "config.json").is_file():
             raise ModelError(f"model {path}: rise-ray ships no model of this name")
         return str(folder)
-    if "://" in path:
-        return str(Folder(path).localize())
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
+    folder = Folder(path).localize() if "://" in path else Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise ModelError(
                 f"model {path}: the folder has no config.json: not a Hugging Face model"
             )
-        return path
+        return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model {path}: there is no such folder")
     return path
+
+
+def shared_model(path: str) -> str:
+    """`locate_model` for every node: a URI stays one, and each node makes its own copy."""
+    located = locate_model(path)
+    return path if "://" in path else located
+
+
+def model_folder(path: str) -> Path:
+    """A model's files on this node: a hub model comes from the hub or from its local cache.
+
+    Raises:
+        ModelError: it is not there, or the hub cannot be reached.
+    """
+    located = locate_model(path)
+    if Path(located).is_dir():
+        return Path(located)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(located, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {path}: cannot be taken from the hub: {error}") from error
 
 
 def resolve_dtype(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from rise_ray.config import RelabelConfig
 from rise_ray.mdp import (
-    Attempt,
     Example,
     Phase,
     Provenance,
@@ -62,12 +61,14 @@ def relabel(trajectory: Trajectory, config: RelabelConfig, max_tokens: int, seed
         if config.drop_duplicates and (state, response.token_ids) in seen:
             result.dropped["duplicate"] += 1
             continue
-        weight = _weight(trajectory, choice, response, config)
+        reward = reward_of(response, config.unparseable_reward)
+        assert reward is not None  # no rule chooses a response without one
+        weight = _weight(trajectory, choice, reward, config)
         if weight is None:
             result.dropped["no_center"] += 1
             continue
         seen.add((state, response.token_ids))
-        result.examples.append(_example(trajectory, choice, response, state, weight))
+        result.examples.append(_example(trajectory, choice, state, reward, weight))
     return result
 
 
@@ -95,13 +96,12 @@ def _choose(
 
 
 def _weight(
-    trajectory: Trajectory, choice: Selected, response: Attempt, config: RelabelConfig
+    trajectory: Trajectory, choice: Selected, reward: float, config: RelabelConfig
 ) -> float | None:
     if trajectory.phase is Phase.CONTROL:
         return 1.0
-    reward = reward_of(response, config.unparseable_reward)
     center = center_of(trajectory, choice.turn, config.centering, config.unparseable_reward)
-    if reward is None or center is None:
+    if center is None:
         return None
     return choice.factor * weight_of(reward, center, config.tau)
 
@@ -109,14 +109,13 @@ def _weight(
 def _example(
     trajectory: Trajectory,
     choice: Selected,
-    response: Attempt,
     state: tuple[int, ...],
+    reward: float,
     weight: float,
 ) -> Example:
-    reward = reward_of(response, 0.0)
-    assert reward is not None
+    response = choice.response(trajectory)
     input_ids = (*state, *response.token_ids)
-    source = "attempt" if choice.candidate < 0 else "candidate"
+    source = "candidate" if choice.candidate >= 0 else "attempt"
     return Example(
         id=f"{trajectory.id}/turn={choice.turn}/candidate={choice.candidate}",
         input_ids=input_ids,

@@ -37,6 +37,7 @@ from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore, trajectory_from_row
 
 _TASK_CPUS = 0.25  # light tasks: they run beside idle rollout workers on small machines
+_PARTS_PER_PARTITION = 8
 _NO_EXAMPLE = -1  # the `order` of a row that only carries counts
 
 # A row is an example with its place in the random order and its weight, or counts alone.
@@ -88,11 +89,12 @@ def write_relabeled(
     ]
     if not paths:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the console has its own
     rows = (
         ray.data.read_parquet(
             paths,
             filesystem=store.folder.arrow(),
-            ray_remote_args={"num_cpus": _TASK_CPUS},
+            num_cpus=_TASK_CPUS,
             partitioning=None,
         )
         .map_batches(
@@ -102,9 +104,14 @@ def write_relabeled(
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,
         )
-        .sort(["order", "id"])
+        # Orders are hashes, even over their range: no sampling is needed to cut it evenly.
+        .sort("order", boundaries=_boundaries(-(-len(paths) // _PARTS_PER_PARTITION)))
     )
     return _write(rows, output)
+
+
+def _boundaries(partitions: int) -> list[int]:
+    return [number * 2**63 // partitions for number in range(1, partitions)]
 
 
 def _relabel_batch(table: pa.Table, config: RelabelConfig, max_tokens: int, seed: int) -> pa.Table:

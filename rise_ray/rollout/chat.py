@@ -128,7 +128,8 @@ def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model {path}: its tokenizer cannot be loaded: {error}") from error
+        kind = "" if Path(path).is_dir() else " (no folder here, so taken for a name on the hub)"
+        raise ModelError(f"model {path}{kind}: its tokenizer cannot be loaded: {error}") from error
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text()

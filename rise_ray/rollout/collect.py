@@ -24,7 +24,7 @@ _COMMIT_COUNT = 256
 
 @dataclass
 class Tally:
-    """Counts over the trajectories of a phase."""
+    """Counts over the trajectories of a phase. A check that failed is in no accuracy."""
 
     trajectories: int = 0
     stop_reasons: Counter[str] = field(default_factory=Counter)
@@ -32,15 +32,17 @@ class Tally:
     truncated: int = 0
     tokens: int = 0
     right: Counter[int] = field(default_factory=Counter)
-    taken: Counter[int] = field(default_factory=Counter)
+    judged: Counter[int] = field(default_factory=Counter)
 
     def add(self, trajectory: Trajectory) -> None:
         """Count one trajectory."""
         self.trajectories += 1
         self.stop_reasons[trajectory.stop_reason.value] += 1
         for number, turn in enumerate(trajectory.turns, start=1):
-            self.taken[number] += 1
-            self.right[number] += turn.attempt.verdict.outcome is Outcome.CORRECT
+            outcome = turn.attempt.verdict.outcome
+            if outcome is not Outcome.ERROR:
+                self.judged[number] += 1
+                self.right[number] += outcome is Outcome.CORRECT
             for response in (turn.attempt, *turn.candidates):
                 self._add_response(response)
 
@@ -61,7 +63,7 @@ class Tally:
             "tokens": self.tokens,
             "outcomes": dict(self.outcomes),
             "stop_reasons": dict(self.stop_reasons),
-            "accuracy": {f"acc@t{n}": self.right[n] / self.taken[n] for n in sorted(self.taken)},
+            "accuracy": {f"acc@t{n}": self.right[n] / self.judged[n] for n in sorted(self.judged)},
         }
 
 
@@ -81,7 +83,7 @@ def specs_for(
             raise DataError(
                 f"problem {problem.id}: its prompt has {length} tokens; with `max_tokens` = "
                 f"{plan.sampling.max_tokens} it does not fit `model.max_model_len` = "
-                f"{plan.max_model_len}"
+                f"{plan.max_model_len}; change one of them, or remove the problem"
             )
         feedback = task.feedback(problem)
         specs += [EpisodeSpec(plan, problem, sample, prompt, feedback) for sample in range(samples)]

@@ -120,8 +120,8 @@ class Episode:
         return self._stop is not None and self._open == 0
 
     def start(self) -> list[Request]:
-        """What to sample first."""
-        return self._visit(0)
+        """What to sample first; nothing, and it is done, where the prompt leaves no room."""
+        return self._visit(0) or self._end(StopReason.CONTEXT_OVERFLOW)
 
     def completed(self, request: Request, completions: Sequence[Completion]) -> list[str]:
         """Take sampled responses; return their texts, to be verified in this order."""
@@ -202,8 +202,6 @@ class Episode:
         plan = self.spec.plan
         ids = state_at(self._prompt_ids, self._turns, turn, plan.window).token_ids
         if len(ids) + plan.sampling.max_tokens > plan.max_model_len:
-            if turn == 0:
-                raise ValueError(f"{self.spec.id}: the prompt leaves no room for a response")
             return []
         requests = [Request(turn, False, ids, 1, self._seed(turn, "attempt"))]
         if plan.candidates and (turn == 0 or not plan.first_state_only):

@@ -22,9 +22,7 @@ class LeaseBook:
         self._max_attempts = max_attempts
         self._leases: dict[str, set[str]] = {}
         self._losses: Counter[str] = Counter()
-        self._total = len(self._queue)
-        self._done: set[str] = set()
-        if len(set(self._queue)) != self._total:
+        if len(set(self._queue)) != len(self._queue):
             raise ValueError("episode ids are not unique")
 
     @property
@@ -53,7 +51,6 @@ class LeaseBook:
         if episode not in self._leases.get(worker, ()):
             return False
         self._leases[worker].remove(episode)
-        self._done.add(episode)
         return True
 
     def lost(self, worker: str) -> list[str]:
@@ -67,7 +64,6 @@ class LeaseBook:
             self._losses[episode] += 1
             if self._losses[episode] >= self._max_attempts:
                 aside.append(episode)
-                self._done.add(episode)
             else:
                 self._queue.appendleft(episode)
         return sorted(aside)

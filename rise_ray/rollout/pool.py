@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.errors import ClusterError, RiseError, RolloutError, SyncError
+from rise_ray.errors import ClusterError, RolloutError, SyncError, user_error
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from rise_ray.rollout.leases import LeaseBook
@@ -84,7 +84,6 @@ class RolloutPool:
         self._names = (f"{label}-{number}" for number in itertools.count())
         self._members: dict[str, Member] = {}
         self._start_failures = 0
-        self.tokens = 0
 
     def roll(self, specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
         """Run episodes; yield each one's trajectory once, as they end.
@@ -93,13 +92,17 @@ class RolloutPool:
 
         Raises:
             RolloutError: too many episodes ended as `error`, or no worker can be started.
-            ClusterError: `min_workers` workers did not come up in time.
+            ClusterError: `min_workers` workers did not come up in time, or, later, not one.
         """
         by_id = {spec.id: spec for spec in specs}
         book = LeaseBook(by_id, self._config.max_attempts)
         errors = 0
+        if book.open:
+            self._grow(book.open)
+            self.wait_ready()
         while book.open:
             self._grow(book.open)
+            self._limit_waiting()
             self._lease(book, by_id)
             for trajectory in self._collect(book, by_id):
                 if trajectory.stop_reason is StopReason.ERROR:
@@ -284,13 +287,15 @@ class RolloutPool:
 
     def _stalled(self) -> list[Member]:
         now = time.monotonic()
-        return [
+        late = [
             member
             for member in self._members.values()
             if member.status is Status.READY
             and member.call is not None
             and now - member.since > self._config.progress_deadline_s
         ]
+        # An answer that waits to be read is no stall: what is slow is the caller of `roll`.
+        return [m for m in late if not ray.wait([m.call], timeout=0, fetch_local=False)[0]]
 
     def _remove(self, member: Member) -> None:
         del self._members[member.name]
@@ -308,6 +313,12 @@ class RolloutPool:
                 f"the last, {last.id}: {last.error}"
             )
 
+    def _limit_waiting(self) -> None:
+        """Where no worker is left, wait no longer for others than a start may take."""
+        since = time.monotonic() - self._config.start_deadline_s
+        if all(m.status is Status.STARTING and m.since < since for m in self._members.values()):
+            raise ClusterError(self._explain_missing())
+
     def _explain_missing(self) -> str:
         config = self._config
         return (
@@ -320,9 +331,9 @@ class RolloutPool:
 
 def _raise_if_ours(error: RayError) -> None:
     """Ray wraps what a worker raised: an error for the user is raised again as itself."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RiseError):
-        raise cause from error
+    ours = user_error(error)
+    if ours is not None:
+        raise ours from error
 
 
 def _cause(error: BaseException) -> str:

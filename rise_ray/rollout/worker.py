@@ -144,7 +144,7 @@ class RolloutWorker(WeightReceiver):
         for spec in specs:
             episode = Episode(spec, self._chat, self.version.iteration)
             self._episodes += 1
-            self._submit(episode, episode.start())
+            self._proceed(episode, episode.start())
         until = time.monotonic() + _EXCHANGE_S
         while self._episodes and time.monotonic() < until:
             if self._engine.busy:
@@ -156,11 +156,14 @@ class RolloutWorker(WeightReceiver):
         finished, self._finished = self._finished, []
         return Progress(finished, self._episodes, self._engine.steps, self._engine.tokens)
 
-    def _submit(self, episode: Episode, requests: Sequence[Request]) -> None:
+    def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:
             key = str(next(self._keys))
             self._requests[key] = (episode, request)
             self._engine.submit(key, request, episode.spec.plan.sampling)
+        if episode.done:
+            self._episodes -= 1
+            self._finished.append(episode.trajectory())
 
     def _completed(self, key: str, completions: Sequence[Completion]) -> None:
         episode, request = self._requests.pop(key)
@@ -169,10 +172,7 @@ class RolloutWorker(WeightReceiver):
         self._verification.add((episode, request), [(problem, text) for text in texts])
 
     def _verified(self, episode: Episode, request: Request, verdicts: Sequence[Verdict]) -> None:
-        self._submit(episode, episode.verified(request, verdicts))
-        if episode.done:
-            self._episodes -= 1
-            self._finished.append(episode.trajectory())
+        self._proceed(episode, episode.verified(request, verdicts))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -46,7 +47,7 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("iteration", pa.int32(), nullable=False),
         pa.field("turn", pa.int32(), nullable=False),
         pa.field("candidate", pa.int32(), nullable=False),
-        pa.field("reward", pa.float64(), nullable=False),
+        pa.field("reward", pa.float64()),  # null: a demonstration, which was never checked
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("weight_version", pa.int32(), nullable=False),
         pa.field("verifier_version", pa.string(), nullable=False),
@@ -147,7 +148,7 @@ def write_example_parts(folder: Folder, examples: Iterable[Example], seed: int) 
         StoreError: the folder cannot be written.
     """
     ordered = sorted(examples, key=lambda example: (derive_seed(seed, example.id), example.id))
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in itertools.pairwise(ordered):
         if left.id == right.id:
             raise DataError(f"two training examples have the same id: {left.id}")
     folder.remove(MANIFEST)  # parts are about to change: until the new manifest, unfinished

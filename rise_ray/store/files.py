@@ -76,11 +76,12 @@ class Folder:
             return []
         filesystem.invalidate_cache(path)
         entries = filesystem.ls(path, detail=True)
-        return sorted(
+        names = [
             entry["name"].rstrip("/").rsplit("/", 1)[-1]
             for entry in entries
             if entry["type"] == "directory"
-        )
+        ]
+        return sorted(n for n in names if not n.startswith("."))
 
     def read(self, name: str) -> bytes:
         """A file's content.
@@ -153,6 +154,9 @@ class Folder:
     def localize(self) -> Path:
         """A local path with this folder's files: itself, or a copy cached on this node.
 
+        A folder that was written again is copied again: the cache goes by what the listing says
+        of every file (name, size, and the store's etag or time).
+
         Raises:
             StoreError: the folder is missing.
         """
@@ -161,7 +165,9 @@ class Folder:
             raise StoreError(f"{self.uri}: there is no such folder")
         if self.is_local:
             return Path(path)
-        key = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        filesystem.invalidate_cache(path)
+        listing = sorted(filesystem.find(path, detail=True).items())
+        key = hashlib.sha256(f"{self.uri} {listing}".encode()).hexdigest()[:16]
         cache = Path(tempfile.gettempdir()) / f"rise-ray-{os.getuid()}" / key
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -24,6 +24,7 @@ from rise_ray.store.trajectories import TrajectoryStore
 
 SCHEMA_VERSION = "1"
 CONFIG, STATE, REPORT = "config.yaml", "state.json", "report.html"
+LAST_STAGE = "run/report"
 
 
 class Run:
@@ -32,31 +33,32 @@ class Run:
     Args:
         config: resolved.
         resume: go on with an unfinished run of the same config.
+        create: make the folder if it is free; False only looks.
 
     Raises:
         StoreError: the folder holds another run, or an unfinished one and `resume` is off.
     """
 
-    def __init__(self, config: RunConfig, resume: bool) -> None:
+    def __init__(self, config: RunConfig, resume: bool, create: bool = True) -> None:
         self.config = config
         self.folder = run_folder(config)
         self.trajectories = TrajectoryStore(self.folder / "trajectories")
         self._stages: dict[str, dict[str, Any]] = {}
         if self.folder.exists(STATE):
             self._reopen(resume)
-        elif self.folder.names() or self.folder.folders():
+        elif self._has_foreign_files():
             raise StoreError(
                 f"{self.folder.uri}: holds files but no run ({STATE} is missing); nothing was "
                 "changed; choose another `name` or `storage`"
             )
-        else:
+        elif create:
             self.folder.write(CONFIG, dump_config(config).encode())
             self._save()
 
     @property
     def finished(self) -> bool:
         """Whether every stage is done."""
-        return "report" in self._stages
+        return LAST_STAGE in self._stages
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -83,10 +85,21 @@ class Run:
         }
         self.folder.write(STATE, json.dumps(state, indent=1).encode())
 
+    def _has_foreign_files(self) -> bool:
+        """Whether a folder without a journal holds more than a run that was stopped at birth."""
+        names, mine = self.folder.names(), dump_config(self.config)
+        return bool(self.folder.folders()) or (
+            bool(names) and (names != [CONFIG] or self._saved_config() != mine)
+        )
+
+    def _saved_config(self) -> str:
+        if not self.folder.exists(CONFIG):
+            return ""
+        return self.folder.read(CONFIG).decode("utf-8", "replace")
+
     def _reopen(self, resume: bool) -> None:
         state = self._read_state()
-        saved = self.folder.read(CONFIG).decode() if self.folder.exists(CONFIG) else ""
-        mine = dump_config(self.config)
+        saved, mine = self._saved_config(), dump_config(self.config)
         if saved != mine:
             raise StoreError(
                 f"{self.folder.uri}: holds another run (its config.yaml differs: "
@@ -110,6 +123,8 @@ class Run:
                 f"{self.folder.uri}/{STATE}: a journal of schema version {version}; this rise-ray "
                 f"reads version {SCHEMA_VERSION}"
             )
+        if not isinstance(state.get("stages"), dict):
+            raise StoreError(f"{self.folder.uri}/{STATE}: damaged journal: it lists no stages")
         return dict(state)
 
 

@@ -133,9 +133,8 @@ class TrajectoryStore:
         rows = [trajectory_to_row(t) for t in sorted(trajectories, key=lambda t: t.id)]
         digest = hashlib.sha256("\n".join(row["id"] for row in rows).encode()).hexdigest()[:16]
         sink = io.BytesIO()
-        pq.write_table(
-            pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA), sink, compression="zstd"
-        )
+        table = pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA)
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         self.phase(iteration, phase).write(f"part-{digest}.parquet", sink.getvalue())
 
     def ids(self, iteration: int, phase: Phase) -> set[str]:
@@ -168,13 +167,16 @@ def read_part(folder: Folder, name: str, columns: list[str] | None = None) -> pa
         StoreError: it is damaged, or another schema version wrote it.
     """
     try:
-        file = pq.ParquetFile(io.BytesIO(folder.read(name)))
+        content = io.BytesIO(folder.read(name))
+        file = pq.ParquetFile(content, page_checksum_verification=True)
         version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"").decode()
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"{folder.uri}/{name}: trajectories of schema version {version or 'none'}; "
                 f"this rise-ray reads version {SCHEMA_VERSION}"
             )
+        if not file.schema_arrow.equals(TRAJECTORY_SCHEMA):
+            raise pa.ArrowInvalid("its columns are not those of its schema version")
         return file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(

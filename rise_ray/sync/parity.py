@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rise_ray.errors import SyncError
+from rise_ray.models.locate import locate_model
 from rise_ray.store.files import Folder
 
 if TYPE_CHECKING:
@@ -201,13 +202,13 @@ def reference_logprobs(
 
 
 def reference_in_task(
-    checkpoint_uri: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
+    checkpoint: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
 ) -> ParityReference:
-    """`reference_logprobs` of a checkpoint at a URI, in a Ray task whose process ends with it."""
+    """`reference_logprobs` of a folder, URI or hub name, in a Ray task of its own process."""
     import ray
 
     def score() -> ParityReference:
-        path = str(Folder(checkpoint_uri).localize())
+        path = locate_model(checkpoint)
         return reference_logprobs(path, sequences, dtype, trust_remote_code)
 
     return ray.get(ray.remote(num_cpus=1, max_calls=1)(score).remote())

@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer import (
 from vllm.distributed.weight_transfer.base import TrainerInitInfo
 from vllm.utils.network_utils import get_ip, get_open_port
 
-from rise_ray.store.files import Folder
+from rise_ray.models.locate import model_folder
 from rise_ray.sync.source import Checkpoint
 from rise_ray.sync.update import SyncReport
 
@@ -52,8 +52,8 @@ class CheckpointSource(WeightSource):
 class WeightSender:
     """Pushes one checkpoint from a GPU to rollout workers."""
 
-    def __init__(self, checkpoint_uri: str, version: int, bucket_bytes: int) -> None:
-        self._checkpoint = Checkpoint(Folder(checkpoint_uri).localize())
+    def __init__(self, checkpoint: str, version: int, bucket_bytes: int) -> None:
+        self._checkpoint = Checkpoint(model_folder(checkpoint))
         self._version = version
         # vLLM's staging buffers take whole tensors only.
         largest = max(tensor.nbytes for tensor in self._checkpoint.tensors)

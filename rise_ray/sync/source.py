@@ -1,6 +1,6 @@
 """The trainer's side of a weight sync: a checkpoint folder, streamed as buckets by a Ray actor.
 
-    server = WeightServerActor.remote(checkpoint_uri, version, bucket_bytes)
+    server = WeightServerActor.remote(checkpoint, version, bucket_bytes)
     for bucket in pull(server, deadline_s):   # on any node, by any number of engines
         ...
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError
 
 from rise_ray.errors import ModelError, SyncError
-from rise_ray.store.files import Folder
+from rise_ray.models.locate import model_folder
 from rise_ray.sync.buckets import Bucket, Manifest, TensorSpec, fill_bucket, plan_buckets
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -129,8 +129,8 @@ class WeightServer:
     engine ever waits for another.
     """
 
-    def __init__(self, checkpoint_uri: str, version: int, bucket_bytes: int) -> None:
-        self._checkpoint = Checkpoint(Folder(checkpoint_uri).localize())
+    def __init__(self, checkpoint: str, version: int, bucket_bytes: int) -> None:
+        self._checkpoint = Checkpoint(model_folder(checkpoint))
         self._manifest = Manifest(version, self._checkpoint.tensors)
         self._plan = plan_buckets(self._checkpoint.tensors, bucket_bytes)
         self._resident: OrderedDict[int, ray.ObjectRef] = OrderedDict()

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rise_ray.store.files import Folder
+from rise_ray.train.engine import model_source
 from rise_ray.train.job import TrainJob, WorkerTask
 
 
@@ -88,8 +89,6 @@ def _write_model(
     path: Path, model: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype, job: TrainJob
 ) -> None:
     from transformers import AutoTokenizer
-
-    from rise_ray.train.loop import model_source
 
     model.config.dtype = dtype
     model.config.use_cache = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +86,7 @@ def empty_rows(rows: int, row_tokens: int) -> RowBatch:
     )
 
 
-class PackedRows(Datasource):  # type: ignore[misc]  # Ray ships no types
+class PackedRows(Datasource):
     """One rank's rows of a packing plan as a Ray Data source, in the plan's order."""
 
     def __init__(
@@ -196,7 +197,7 @@ def _block(batch: RowBatch) -> pa.Table:
     return pa.table({name: column(name) for name in _COLUMNS})
 
 
-def _matrix(table: pa.Table, name: str, row_tokens: int) -> npt.NDArray[np.generic]:
+def _matrix(table: pa.Table, name: str, row_tokens: int) -> npt.NDArray[Any]:
     flat = table.column(name).combine_chunks().flatten().to_numpy()
     return np.asarray(flat).reshape(-1, row_tokens)
 

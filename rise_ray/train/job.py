@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -114,7 +116,7 @@ def train(job: TrainJob) -> TrainResult:
     """
     start = time.monotonic()
     deepspeed = deepspeed_config(job.config)
-    dtype = _checkpoint_dtype(job)
+    dtype = checkpoint_dtype(job.config, job.dtype)
     folder = Folder(job.examples)
     manifest = read_manifest(folder)
     plan = _plan(job, folder, manifest)
@@ -136,16 +138,23 @@ def train(job: TrainJob) -> TrainResult:
     )
 
 
-def _checkpoint_dtype(job: TrainJob) -> Literal["float32", "bfloat16"]:
-    trained: Literal["float32", "bfloat16"] = "bfloat16" if uses_bfloat16(job.config) else "float32"
-    if job.dtype == "auto":
+def checkpoint_dtype(
+    config: TrainConfig, setting: Literal["auto", "float32", "bfloat16"]
+) -> Literal["float32", "bfloat16"]:
+    """The precision that a checkpoint is written in, for `model.dtype` = `setting`.
+
+    Raises:
+        ConfigError: it would pretend to more precision than was trained in.
+    """
+    trained: Literal["float32", "bfloat16"] = "bfloat16" if uses_bfloat16(config) else "float32"
+    if setting == "auto":
         return trained
-    if job.dtype == "float32" and trained == "bfloat16":
+    if setting == "float32" and trained == "bfloat16":
         raise ConfigError(
             "`model.dtype` is float32, but training is in bfloat16: "
             "set `train.precision=float32` or `model.dtype=bfloat16`"
         )
-    return job.dtype
+    return setting
 
 
 def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPlan:
@@ -196,7 +205,8 @@ def _fit(task: WorkerTask) -> WorkerResult:
     )
     with _ray_train_settings(config, nodes=len(ray.nodes())):
         try:
-            result = trainer.fit()
+            with _interruptible():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
     storage.remove(name)
@@ -245,6 +255,22 @@ def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt during a training, and after it.
+
+    Ray Train takes SIGINT over, for good: it stops its workers and ends the process with 0.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _root_cause(error: BaseException) -> str:

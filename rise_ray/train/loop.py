@@ -7,13 +7,10 @@ by all of them, since a rank that left alone would leave the others waiting in a
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import tempfile
 import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +23,10 @@ from rise_ray.store.examples import read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.checkpoint import export_checkpoint
 from rise_ray.train.data import RowBatch, stream_rows
-from rise_ray.train.deepspeed_config import passes_per_step, uses_bfloat16
-from rise_ray.train.job import TrainJob, WorkerResult, WorkerTask
-from rise_ray.train.loss import WeightedLoss
+from rise_ray.train.deepspeed_config import passes_per_step
+from rise_ray.train.engine import quiet_libraries, start_engine
+from rise_ray.train.job import WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
-from rise_ray.train.schedule import lr_factor
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks, and a state is due or not, this often
@@ -43,7 +39,7 @@ def train_worker(config: dict[str, WorkerTask]) -> WorkerResult:
     job = task.job
     if not job.config.num_gpus:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before the first import of deepspeed
-    _quiet_libraries()
+    quiet_libraries()
     torch.manual_seed(job.seed)
     engine, keep_alive = start_engine(job, task.deepspeed, task.plan.steps)
     run = _Run(task, engine)
@@ -56,70 +52,6 @@ def train_worker(config: dict[str, WorkerTask]) -> WorkerResult:
     export_checkpoint(engine.module.model, task, run.seconds)
     del keep_alive
     return WorkerResult(None, run.losses, run.resumed_at, run.seconds)
-
-
-def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) -> tuple[Any, Any]:
-    """The model under DeepSpeed, and an object that has to live as long as it."""
-    import deepspeed
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
-
-    config = job.config
-    # A collective of DeepSpeed's inference that it would compile here, which takes half a minute
-    # and a C++ compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()  # takes over Ray Train's process group; from_pretrained needs it
-    # Alive before from_pretrained, which then loads each weight straight into its partition.
-    keep_alive = HfDeepSpeedConfig(deepspeed_config)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_source(job.base),
-        dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=job.trust_remote_code,
-    )
-    if not config.num_gpus:
-        _gather_whole_layers(model)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = WeightedLoss(model)
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        model_parameters=[p for p in module.parameters() if p.requires_grad],
-        config=deepspeed_config,
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: lr_factor(step, steps, config.warmup_ratio, config.min_lr_ratio),
-        ),
-    )
-    engine.train()
-    return engine, keep_alive
-
-
-def _gather_whole_layers(model: Any) -> None:
-    """Have ZeRO-3 fetch a decoder layer by one collective, with one hook, not weight by weight."""
-    from deepspeed.utils import set_z3_leaf_modules
-
-    names = model._no_split_modules or ()  # the names of the architecture's layer classes
-    layers = {type(module) for module in model.modules() if type(module).__name__ in names}
-    if layers:
-        set_z3_leaf_modules(model, list(layers))
-
-
-def model_source(base: str) -> str:
-    """A path or hub name for transformers: folders of other file systems are copied here."""
-    if "://" in base or Path(base).exists():
-        return str(Folder(base).localize())
-    return base
-
-
-def _quiet_libraries() -> None:
-    """Leave out of the run's output what the libraries say to each other."""
-    from transformers.utils import logging as transformers_logging
-
-    for name in ("ray.data", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 class _NonFiniteError(Exception):

@@ -52,16 +52,16 @@ def workers() -> list[psutil.Process]:
 def roll_and_lose(
     pool: RolloutPool, specs: list[EpisodeSpec], number: signal.Signals, losses: int
 ) -> Iterator[Trajectory]:
-    """Roll, and signal the pool's newest worker as its first result is in, `losses` times.
+    """Roll with a pool of one worker that is not up yet, and signal `losses` of its workers.
 
-    The worker of each loss is another: the one that Ray started last.
+    Each is signalled when a first result of its own is in and others are not.
     """
-    lost: list[psutil.Process] = []
+    others, lost = workers(), []
     for trajectory in pool.roll(specs):
-        newest = workers()[-1]
-        if len(lost) < losses and newest not in lost and trajectory.turns:
-            send(newest, number)
-            lost.append(newest)
+        (worker,) = [w for w in workers() if w not in others and w not in lost] or [None]
+        if worker is not None and len(lost) < losses and trajectory.turns:
+            send(worker, number)
+            lost.append(worker)
         yield trajectory
     assert len(lost) == losses, "the episodes were over before the workers were lost"
     left = wait_gone(lost)
@@ -101,19 +101,15 @@ def test_synced_workers_sample_what_a_worker_that_loaded_the_version_samples(
     assert sampled(before) != sampled(synced)
 
     pool = make_pool("late", max_workers=2, episodes_in_flight=4, min_workers=1)
+    others = workers()
     pool.wait_ready()
-    (ready,) = [w for w in workers() if w not in pair_workers(pair)]
+    (ready,) = [w for w in workers() if w not in others]
     assert versions(pool.roll(specs)) == {0}  # eight episodes ask for a second worker
     pool.sync(other_model)
     send(ready, signal.SIGKILL)
     late = list(pool.roll(specs))
     assert versions(late) == {2}
     assert sampled(late) == sampled(synced)
-
-
-def pair_workers(pair: RolloutPool) -> list[psutil.Process]:
-    """The processes of the pair: the two that started first."""
-    return workers()[:2]
 
 
 def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(

@@ -53,6 +53,14 @@ def test_a_table_gives_the_same_examples_back() -> None:
     assert examples_from_table(table) == examples
 
 
+def test_an_example_that_was_never_checked_has_no_reward_and_not_zero() -> None:
+    shown = example()
+    shown = replace(shown, provenance=replace(shown.provenance, reward=None))
+    table = examples_to_table([shown, example(1)])
+    assert table["reward"].to_pylist() == [None, 1.0]
+    assert examples_from_table(table)[0] == shown
+
+
 def test_a_first_token_has_no_prefix_and_so_no_loss() -> None:
     assert loss_token_count([Span(0, 1, 1.0), Span(1, 3, 1.0), Span(4, 6, 1.0)]) == 4
 
@@ -100,9 +108,7 @@ def test_mean_weight_is_the_mean_of_the_examples_mean_span_weight(tmp_path: Path
 
 
 def test_lengths_are_in_file_order(tmp_path: Path) -> None:
-    manifest = write_example_parts(
-        folder(tmp_path), [example(n, 6 + n) for n in range(20)], seed=3
-    )
+    manifest = write_example_parts(folder(tmp_path), [example(n, 6 + n) for n in range(20)], seed=3)
     (lengths,) = read_lengths(folder(tmp_path), manifest)
     examples = examples_from_table(read_part(folder(tmp_path), manifest.parts[0]))
     assert lengths.tokens.tolist() == [len(e.input_ids) for e in examples]

@@ -62,9 +62,7 @@ def test_the_ranks_read_every_row_once_from_any_step(tmp_path: Path, first_step:
 
 def test_parts_before_the_first_step_are_not_read(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "examples"))
-    made = [
-        Example(f"e{n}", (1, 2, 3, 4), (Span(1, 2, 1.0),), PROVENANCE) for n in range(3 * 1024)
-    ]
+    made = [Example(f"e{n}", (1, 2, 3, 4), (Span(1, 2, 1.0),), PROVENANCE) for n in range(3 * 1024)]
     manifest = write_example_parts(folder, made, 0)
     plan = plan_epochs(
         read_lengths(folder, manifest), row_tokens=8, rows_per_step=4, epochs=1, seed=0

@@ -100,7 +100,12 @@ def test_packed_and_unpacked_loss_and_gradients_agree(attn_implementation: str) 
 def test_weights_scale_the_loss_and_are_not_normalised_away() -> None:
     made = examples()
     heavy = [
-        Example(e.id, e.input_ids, tuple(Span(s.start, s.end, 3 * s.weight) for s in e.spans), e.provenance)
+        Example(
+            e.id,
+            e.input_ids,
+            tuple(Span(s.start, s.end, 3 * s.weight) for s in e.spans),
+            e.provenance,
+        )
         for e in made
     ]
     module = model()

@@ -1,0 +1,136 @@
+"""Rolling a phase: only what is missing is rolled, all of it is counted, failures are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rise_ray.errors import DataError, RolloutError
+from rise_ray.mdp import Phase, Trajectory
+from rise_ray.rollout.collect import Tally, roll_phase, specs_for
+from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
+from rise_ray.store.files import Folder
+from rise_ray.store.trajectories import TrajectoryStore
+from rise_ray.tasks.countdown import Countdown
+from tests.unit.rollout.episodes import PLAN, chat, rolled, spec
+
+SPECS = [spec(sample) for sample in range(6)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TrajectoryStore:
+    return TrajectoryStore(Folder(str(tmp_path / "trajectories")))
+
+
+def _roll(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+    return (rolled(spec, ["it is 6", "it is 7"]) for spec in reversed(specs))
+
+
+def _phase(store: TrajectoryStore, roll: Any = _roll, share: float = 0.05) -> dict[str, Any]:
+    return roll_phase(roll, SPECS, store, 1, Phase.COLLECT, share, lambda *progress: None)
+
+
+def test_a_phase_is_stored_whole_and_counted(store: TrajectoryStore) -> None:
+    result = _phase(store)
+    assert store.ids(1, Phase.COLLECT) == {spec.id for spec in SPECS}
+    # Per episode: two attempts and two candidates for each of them, one of the four right.
+    assert result["trajectories"] == result["rolled"] == 6
+    assert result["verdicts"] == 36
+    assert result["outcomes"] == {"incorrect": 30, "correct": 6}
+    assert result["accuracy"] == {"acc@t1": 0.0, "acc@t2": 1.0}
+    assert result["stop_reasons"] == {"success": 6}
+    tokens = sum(
+        len(response.token_ids)
+        for trajectory in store.read(1, Phase.COLLECT)
+        for turn in trajectory.turns
+        for response in (turn.attempt, *turn.candidates)
+    )
+    assert result["tokens"] == result["rolled_tokens"] == tokens
+
+
+def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> None:
+    def interrupted(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+        yield from _roll(specs[:4])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _phase(store, interrupted)
+    store.write(1, Phase.COLLECT, list(_roll(SPECS[:4])))  # what a commit had saved
+    asked: list[str] = []
+
+    def rest(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
+        asked.extend(spec.id for spec in specs)
+        return _roll(specs)
+
+    resumed = _phase(store, rest)
+    assert asked == [spec.id for spec in SPECS[4:]]
+    assert (resumed["rolled"], resumed["trajectories"]) == (2, 6)
+    again = _phase(store, pytest.fail)  # nothing is missing: nothing is rolled
+    assert again == {**resumed, "rolled": 0, "rolled_tokens": 0}
+
+
+def test_progress_counts_what_was_stored_before(store: TrajectoryStore) -> None:
+    store.write(1, Phase.COLLECT, list(_roll(SPECS[:4])))
+    seen: list[tuple[int, int]] = []
+    roll_phase(
+        *(_roll, SPECS, store, 1, Phase.COLLECT, 0.05),
+        lambda done, total, tally: seen.append((done, total)),
+    )
+    assert seen == [(6, 6)]
+
+
+def test_an_episode_that_never_came_back_is_an_error(store: TrajectoryStore) -> None:
+    with pytest.raises(RolloutError, match=r"holds 5 trajectories, 6 were rolled.*resume"):
+        _phase(store, lambda specs: _roll(specs[1:]))
+
+
+def test_too_many_failed_checks_stop_the_phase_and_say_the_share(store: TrajectoryStore) -> None:
+    def crashing(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+        yield rolled(specs[0], ["crash"])
+        yield from _roll(specs[1:])
+
+    result = _phase(store, crashing, share=0.04)  # 1 of 33
+    assert (result["verdict_errors"], result["episode_errors"]) == (1, 1)
+    with pytest.raises(RolloutError, match=r"1 of 33 checks failed.*max_error_share` = 0\.03"):
+        _phase(store, share=0.03)
+
+
+def test_a_failed_check_is_in_no_accuracy() -> None:
+    tally = Tally()
+    tally.add(rolled(spec(stop_on_success=False), ["crash", "it is 7", "it is 6"]))
+    tally.add(rolled(spec(stop_on_success=False), ["it is 7", "it is 7", "it is 6"]))
+    tally.add(failed_trajectory(spec(), "lost"))
+    record = tally.record()
+    assert record["accuracy"] == {"acc@t1": 1.0, "acc@t2": 1.0, "acc@t3": 0.0}
+    assert (record["verdict_errors"], record["episode_errors"]) == (1, 1)
+
+
+def test_truncated_responses_are_counted() -> None:
+    tally = Tally()
+    tally.add(rolled(spec(), ["~it is 6", "it is 7"], candidates="~no"))
+    assert tally.record()["truncated"] == 5
+
+
+def test_every_problem_is_rolled_once_for_each_sample() -> None:
+    task = Countdown()
+    problems = task.load("dev")[:3]
+    specs = specs_for(PLAN, task, chat(), problems, samples=2)
+    assert [(s.problem.id, s.sample) for s in specs] == [
+        (problem.id, sample) for problem in problems for sample in (0, 1)
+    ]
+    assert len({s.id for s in specs}) == 6
+    assert specs[0].feedback == task.feedback(problems[0])
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_is_rolled() -> None:
+    task = Countdown()
+    problem = task.load("dev")[0]
+    length = len(chat().prompt_ids(task.prompt(problem)))
+    fits = length + PLAN.sampling.max_tokens
+    assert specs_for(replace(PLAN, max_model_len=fits), task, chat(), [problem], samples=1)
+    with pytest.raises(DataError, match=f"{problem.id}: its prompt has {length} tokens"):
+        specs_for(replace(PLAN, max_model_len=fits - 1), task, chat(), [problem], samples=1)

@@ -1,0 +1,88 @@
+"""States are spliced from the ids that were sampled, and windows drop whole turns."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rise_ray.mdp import (
+    Attempt,
+    FinishReason,
+    Outcome,
+    Phase,
+    SegmentKind,
+    Turn,
+    Verdict,
+    derive_seed,
+    state_at,
+    trajectory_id,
+)
+
+IDS = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+
+
+def _turn(attempt_ids: tuple[int, ...], feedback_ids: tuple[int, ...]) -> Turn:
+    verdict = Verdict(Outcome.INCORRECT, "0", "compared")
+    attempt = Attempt("text", attempt_ids, FinishReason.STOP, verdict, 0, 0)
+    return Turn(attempt, feedback_ids=feedback_ids)
+
+
+TURNS = st.lists(st.builds(_turn, IDS, IDS), min_size=1, max_size=6)
+
+
+@given(IDS, TURNS)
+def test_without_a_window_a_state_extends_the_state_before_it(
+    prompt: tuple[int, ...], turns: list[Turn]
+) -> None:
+    before = state_at(prompt, turns, 0, None)
+    assert before.token_ids == prompt
+    for number, turn in enumerate(turns, start=1):
+        state = state_at(prompt, turns, number, None)
+        added = turn.attempt.token_ids + turn.feedback_ids
+        assert state.token_ids == before.token_ids + added
+        assert state.segments[: len(before.segments)] == before.segments
+        before = state
+
+
+@given(IDS, TURNS, st.integers(1, 8))
+def test_a_window_shows_the_last_turns_whole(
+    prompt: tuple[int, ...], turns: list[Turn], window: int
+) -> None:
+    for number in range(len(turns) + 1):
+        head, *rest = state_at(prompt, turns, number, window).segments
+        shown = turns[max(0, number - (window - 1)) : number]
+        assert len(shown) <= window - 1
+        assert (head.kind, head.token_ids) == (SegmentKind.PROMPT, prompt)
+        assert [s.token_ids for s in rest if s.kind is SegmentKind.ATTEMPT] == [
+            turn.attempt.token_ids for turn in shown
+        ]
+        assert [s.token_ids for s in rest if s.kind is SegmentKind.FEEDBACK] == [
+            turn.feedback_ids for turn in shown
+        ]
+        assert [s.kind for s in rest] == [SegmentKind.ATTEMPT, SegmentKind.FEEDBACK] * len(shown)
+
+
+@given(IDS, TURNS)
+def test_a_window_of_one_shows_no_attempt(prompt: tuple[int, ...], turns: list[Turn]) -> None:
+    for number in range(len(turns) + 1):
+        assert state_at(prompt, turns, number, 1).token_ids == prompt
+
+
+@given(IDS, TURNS)
+def test_a_wide_window_is_no_window(prompt: tuple[int, ...], turns: list[Turn]) -> None:
+    last = len(turns)
+    assert state_at(prompt, turns, last, last + 1) == state_at(prompt, turns, last, None)
+
+
+def test_an_episodes_id_says_what_it_is_and_nothing_else() -> None:
+    assert trajectory_id("r", 2, Phase.CONTROL_EVAL, "p/7", 3) == "r/iteration=2/control_eval/p/7/3"
+
+
+def test_seeds_are_the_same_on_every_machine_and_fit_a_signed_64_bit_column() -> None:
+    assert derive_seed(0, "a", 1) == 5640247956467711177
+    assert all(0 <= derive_seed("seed", n) < 2**63 for n in range(1000))
+
+
+def test_seeds_of_different_names_differ() -> None:
+    names = [("a", "bc"), ("ab", "c"), ("abc",), ("a", "b", "c"), ("a", "b", "c", "")]
+    assert len({derive_seed(*parts) for parts in names}) == len(names)
