@@ -125,11 +125,10 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
 def _show(run: Run, console: Console) -> None:
     """The results of a finished run, from its folder alone."""
     from rise_ray.store.run import LAST_STAGE, REPORT
-    from rise_ray.track import METRICS
+    from rise_ray.track import read_metrics
 
-    records = [json.loads(line) for line in run.folder.read(METRICS).decode().splitlines()]
     comparisons = run.stages[LAST_STAGE]["comparisons"]
-    console.results(records, comparisons, f"{run.folder.uri}/{REPORT}")
+    console.results(read_metrics(run.folder), comparisons, f"{run.folder.uri}/{REPORT}")
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 import ray
 
-from rise_ray.config import ModelTeacher, RunConfig, TrainConfig
+from rise_ray.config import ModelTeacher, RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
+from rise_ray.reach import connection_failure
 
 _DATA_CPUS = 0.25  # what a Ray Data task asks for; without it the data pipeline would not start
+
+TRAINER = "training worker"
 
 
 @contextmanager
@@ -32,15 +35,14 @@ def connected(config: RunConfig, debug: bool) -> Iterator[None]:
 
 def required_resources(config: RunConfig) -> dict[str, float]:
     """What a run needs at the same time at least, as Ray resources."""
-    rollout, train = config.rollout.workers, _train_resources(config)
-    pools = [rollout]
-    if isinstance(config.teacher, ModelTeacher):
-        pools.append(config.teacher.workers)
     workers: dict[str, float] = {}
-    for pool in pools:
-        each = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    train: dict[str, float] = {}
+    for who, each, count in _workers(config):
         for name, amount in each.items():
-            workers[name] = workers.get(name, 0.0) + amount * pool.min_workers
+            if who == TRAINER:  # trainings come one after another
+                train[name] = max(train.get(name, 0.0), amount * count)
+            else:
+                workers[name] = workers.get(name, 0.0) + amount * count
     needed: dict[str, float] = {}
     for name in {*workers, *train}:
         together = (workers.get(name, 0.0), train.get(name, 0.0))
@@ -51,7 +53,7 @@ def required_resources(config: RunConfig) -> dict[str, float]:
 
 
 def check_resources(config: RunConfig) -> None:
-    """Compare what a run needs with what the cluster has.
+    """Compare what a run needs with what the cluster has, in all and on one node.
 
     Raises:
         ClusterError: naming each resource that is too small.
@@ -62,12 +64,22 @@ def check_resources(config: RunConfig) -> None:
         for name, amount in required_resources(config).items()
         if amount > has.get(name, 0.0)
     ]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    short += [
+        f"no node has the {_amounts(each)} of one {who}"
+        for who, each, _ in _workers(config)
+        if not any(all(node.get(n, 0.0) >= a for n, a in each.items()) for node in nodes)
+    ]
     if short:
         raise ClusterError(
             f"the Ray cluster is too small for this config: {'; '.join(short)}; lower `num_cpus`, "
             "`num_gpus` or the numbers of workers, or set `ray.autoscaling: true` if nodes join "
             "on demand"
         )
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
 
 
 def _connect(config: RunConfig, debug: bool) -> None:
@@ -89,6 +101,7 @@ def _connect(config: RunConfig, debug: bool) -> None:
         )
         return
     try:
+        _require_listener(address)
         ray.init(address=address, log_to_driver=debug, logging_level=level)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
@@ -97,13 +110,27 @@ def _connect(config: RunConfig, debug: bool) -> None:
         ) from error
 
 
-def _train_resources(config: RunConfig) -> dict[str, float]:
-    jobs: list[TrainConfig] = [config.train] if config.iterations else []
+def _require_listener(address: str) -> None:
+    """Ray itself tries an address that nothing answers at for many minutes."""
+    if address == "auto":
+        return
+    failure = connection_failure(address if "://" in address else f"ray-gcs://{address}")
+    if failure is not None:
+        raise ConnectionError(failure)
+
+
+def _workers(config: RunConfig) -> Iterator[tuple[str, dict[str, float], int]]:
+    """Every kind of worker that a run starts: what it is, the resources of one, how many."""
+    pools = {"rollout worker": config.rollout.workers}
+    if isinstance(config.teacher, ModelTeacher):
+        pools["teacher worker"] = config.teacher.workers
+    for who, pool in pools.items():
+        yield who, _resources(pool), pool.min_workers
+    if config.iterations:
+        yield TRAINER, _resources(config.train), config.train.workers
     if config.warm_start:
-        jobs.append(config.warm_start.train)
-    needed: dict[str, float] = {}
-    for job in jobs:
-        each = {"CPU": job.num_cpus, "GPU": job.num_gpus, **job.resources}
-        for name, amount in each.items():
-            needed[name] = max(needed.get(name, 0.0), amount * job.workers)
-    return needed
+        yield TRAINER, _resources(config.warm_start.train), config.warm_start.train.workers
+
+
+def _resources(one: WorkersConfig | TrainConfig) -> dict[str, float]:
+    return {"CPU": one.num_cpus, "GPU": one.num_gpus, **one.resources}

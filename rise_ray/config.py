@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -455,7 +455,7 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_yaml_place(source, error)}: not valid YAML: {_problem(error)}") from error
+        raise ConfigError(_explain_yaml(source, error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: the config must be a mapping of settings")
     for override in overrides:
@@ -492,33 +492,58 @@ def _yaml_value(override: str, value: str) -> Any:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
 
+def _explain_yaml(source: str, error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{source}:{error.problem_mark.line + 1}: not valid YAML: {error.problem}"
+    return f"{source}: not valid YAML: {str(error).splitlines()[0]}"
+
+
 def _explain(source: str, error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
+        groups, location = _resolve([str(part) for part in problem["loc"]])
         key = ".".join(location) or "(whole config)"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{source}: `{key}`: unknown setting{_did_you_mean(location)}")
+            names = [name for group in groups for name in group.model_fields]
+            lines.append(f"{source}: `{key}`: unknown setting{_did_you_mean(location[-1], names)}")
         else:
             value = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-            lines.append(f"{source}: `{key}`: {problem['msg']}{value}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: `{key}`: {message}{value}")
     return lines
 
 
-def _did_you_mean(location: list[str]) -> str:
-    group: Any = RunConfig
+def _resolve(location: list[str]) -> tuple[list[type[BaseModel]], list[str]]:
+    """The group that a location of pydantic's ends in, and the location as a user writes it.
+
+    In a group of several kinds pydantic's location holds the kind, which is no part of the key.
+    """
+    groups: list[type[BaseModel]] = [RunConfig]
+    key = []
     for part in location[:-1]:
-        field = getattr(group, "model_fields", {}).get(part)
-        group = next(iter(_groups(field.annotation)), None) if field else None
-    names = list(getattr(group, "model_fields", {}))
+        kinds = [g for g in groups if len(groups) > 1 and _kind(g) == part]
+        if kinds:
+            groups = kinds
+            continue
+        key.append(part)
+        fields = [group.model_fields[part] for group in groups if part in group.model_fields]
+        groups = [group for field in fields for group in _groups(field.annotation)]
+    return groups, key + location[-1:]
+
+
+def _kind(group: type[BaseModel]) -> str:
+    return str(get_args(group.model_fields["kind"].annotation)[0])
+
+
+def _did_you_mean(name: str, names: list[str]) -> str:
     if not names:
         return ""
-    close = difflib.get_close_matches(location[-1], names, n=1)
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean `{close[0]}`?" if close else ""
     return f"{hint} (allowed: {', '.join(names)})"
 
 
-def _groups(annotation: Any) -> list[Any]:
-    if hasattr(annotation, "model_fields"):
+def _groups(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [group for arg in getattr(annotation, "__args__", ()) for group in _groups(arg)]
+    return [group for part in get_args(annotation) for group in _groups(part)]

@@ -25,6 +25,7 @@ _CONNECT_S = 5.0
 _WEIGHTS = ("*.safetensors", "*.bin")
 _HUB = "https://huggingface.co"
 _OPENAI = "https://api.openai.com/v1"
+_PORTS = {"http": 80, "https": 443, "ray": 10001, "ray-gcs": 6379}
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -111,7 +112,7 @@ def check_endpoint(teacher: OpenAITeacher) -> str:
             "set it to the endpoint's key"
         )
     url = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
-    failure = None if _behind_proxy() else _connection_failure(url)
+    failure = None if _behind_proxy() else connection_failure(url)
     if failure is not None:
         message = f"teacher {teacher.model} at {url}: cannot be reached: {failure}"
         raise NotCheckedError(
@@ -119,6 +120,19 @@ def check_endpoint(teacher: OpenAITeacher) -> str:
             TeacherError(f"{message}; start it, or correct `teacher.base_url`"),
         )
     return f"{teacher.model} at {url}; {teacher.api_key_env} is set"
+
+
+def connection_failure(url: str) -> str | None:
+    """Why nothing accepts a TCP connection at a URL's host and port; None where something does."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _PORTS.get(parts.scheme)
+        if not parts.hostname or port is None:
+            return "it names no host and port"
+        socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:  # ValueError: a port that is no number
+        return str(error)
+    return None
 
 
 def _is_connection(error: BaseException) -> bool:
@@ -137,25 +151,12 @@ def _use_only_the_cache_if_the_hub_is_away() -> None:
     """Without this the hub's client tries for a minute. It is told before its first import."""
     if "HF_HUB_OFFLINE" in os.environ or _behind_proxy():
         return
-    if _connection_failure(os.environ.get("HF_ENDPOINT", _HUB)) is not None:
+    if connection_failure(os.environ.get("HF_ENDPOINT", _HUB)) is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _behind_proxy() -> bool:
     return any(os.environ.get(name) for name in _PROXIES)
-
-
-def _connection_failure(url: str) -> str | None:
-    """Why nothing accepts a TCP connection at a URL's host and port; None where it does."""
-    parts = urlsplit(url)
-    if not parts.hostname:
-        return "it is not a URL"
-    try:
-        port = parts.port or (80 if parts.scheme == "http" else 443)
-        socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
-    except (OSError, ValueError) as error:  # ValueError: a port that is no number
-        return str(error)
-    return None
 
 
 def _require_writable(folder: Path) -> None:

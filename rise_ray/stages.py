@@ -34,7 +34,7 @@ from rise_ray.rollout.chat import ChatFormat, load_tokenizer
 from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.teacher import Student, Teacher, make_teacher
+from rise_ray.rollout.teacher import OpenAITeacher, Student, Teacher, make_teacher
 from rise_ray.rollout.worker import WeightVersion
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
@@ -61,6 +61,7 @@ class Stages:
         self._tracker = start_tracker(run.config, run.folder)
         self._pool: RolloutPool | None = None
         self._teacher_pool: RolloutPool | None = None
+        self._teacher: Teacher | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +96,8 @@ class Stages:
             chat = self._chat(weights)
             specs = specs_for(plan, self.task, chat, problems, samples=1)
             roll = self._roller(weights, chat if phase is Phase.COLLECT else None)
-            return self._roll(roll, specs, iteration, phase)
+            counts = self._roll(roll, specs, iteration, phase)
+            return {**counts, **self._teacher_cost()}
 
         self._stage(stage_name(phase, iteration), "collect", work)
 
@@ -299,7 +301,7 @@ class Stages:
             trajectories = pool.roll(specs)
             if student is None or self.config.teacher.kind == "none":
                 return trajectories
-            return self._teacher(student).improve(trajectories)
+            return self._teacher_of(student).improve(trajectories)
 
         return roll
 
@@ -324,12 +326,26 @@ class Stages:
             self.console.step(f"synced weights, parity checked ({seconds:.1f} s)")
         return self._pool
 
-    def _teacher(self, chat: ChatFormat) -> Teacher:
+    def _teacher_of(self, chat: ChatFormat) -> Teacher:
+        """The run's teacher; the student's tokens are the same in all iterations."""
         config = self.config
-        if isinstance(config.teacher, ModelTeacher) and self._teacher_pool is None:
-            self._teacher_pool = self._start_teacher_pool(config.teacher)
-        student = Student(self.task, chat, self._verifiers)
-        return make_teacher(student, config.teacher, self._teacher_pool, config.seed)
+        if self._teacher is None:
+            if isinstance(config.teacher, ModelTeacher):
+                self._teacher_pool = self._start_teacher_pool(config.teacher)
+            student = Student(self.task, chat, self._verifiers)
+            self._teacher = make_teacher(
+                student, config.teacher, self._teacher_pool, config.seed, self._teacher_spent()
+            )
+        return self._teacher
+
+    def _teacher_cost(self) -> Result:
+        """What an endpoint's answers in this stage cost, for the budget of the whole run."""
+        if not isinstance(self._teacher, OpenAITeacher):
+            return {}
+        return {"teacher_tokens": self._teacher.spent - self._teacher_spent()}
+
+    def _teacher_spent(self) -> int:
+        return sum(result.get("teacher_tokens", 0) for result in self.run.stages.values())
 
     def _start_teacher_pool(self, teacher: ModelTeacher) -> RolloutPool:
         model = ModelConfig(

@@ -17,6 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rise_ray.config import RunConfig
+from rise_ray.errors import ConfigError, StoreError
 from rise_ray.store.files import Folder
 
 METRICS = "metrics.jsonl"
@@ -39,13 +40,25 @@ class Tracker:
     """One run's measurements (a Ray actor: `ray.remote(Tracker)`)."""
 
     def __init__(self, config: RunConfig, folder: Folder) -> None:
+        self._config = config
         self._folder = folder
         self._records: list[dict[str, Any]] = []
-        if folder.exists(METRICS):
-            lines = folder.read(METRICS).decode().splitlines()
-            self._records = [json.loads(line) for line in lines]
         self._written = time.monotonic()
-        self._wandb = _start_wandb(config, folder) if config.wandb else None
+        self._wandb: Any = None
+
+    def open(self) -> None:
+        """Read what an earlier part of the run measured, and start W&B where it is configured.
+
+        Not in the constructor: an error of a method reaches the driver as what it is.
+
+        Raises:
+            StoreError: `metrics.jsonl` is unreadable.
+            ConfigError: W&B refuses the run or cannot be reached.
+        """
+        if self._folder.exists(METRICS):
+            self._records = read_metrics(self._folder)
+        if self._config.wandb:
+            self._wandb = _start_wandb(self._config, self._folder)
 
     def begin(self, stage: str, phase: str) -> None:
         """A phase of a stage starts: drop what an earlier try of it left."""
@@ -86,7 +99,21 @@ def start_tracker(config: RunConfig, folder: Folder) -> Any:
     """The tracker of a run, on the driver's node: a local run folder is there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here)
-    return actor.remote(config, folder)
+    tracker = actor.remote(config, folder)
+    ray.get(tracker.open.remote())
+    return tracker
+
+
+def read_metrics(folder: Folder) -> list[dict[str, Any]]:
+    """The records of a run folder's `metrics.jsonl`.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in folder.read(METRICS).decode().splitlines()]
+    except ValueError as error:
+        raise StoreError(f"{folder.uri}/{METRICS}: damaged: {error}; repair its lines") from error
 
 
 def wandb_mode(config: RunConfig) -> Literal["online", "offline", "disabled"]:
@@ -101,17 +128,22 @@ def _start_wandb(config: RunConfig, folder: Folder) -> Any:
     import wandb
 
     assert config.wandb is not None
-    return wandb.init(
-        project=config.wandb.project,
-        entity=config.wandb.entity,
-        mode=wandb_mode(config),
-        dir=folder.path if folder.is_local else None,
-        name=config.name,
-        id=config.name,
-        resume="allow",
-        tags=config.wandb.tags,
-        config=config.model_dump(mode="json"),
-    )
+    try:
+        return wandb.init(
+            project=config.wandb.project,
+            entity=config.wandb.entity,
+            mode=wandb_mode(config),
+            dir=folder.path if folder.is_local else None,
+            name=config.name,
+            id=config.name,
+            resume="allow",
+            tags=config.wandb.tags,
+            config=config.model_dump(mode="json"),
+        )
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"`wandb`: {error}; log in with `wandb login`, or set `wandb.mode: offline`"
+        ) from error
 
 
 def _netrc_key() -> bool:

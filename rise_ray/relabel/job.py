@@ -35,6 +35,7 @@ from rise_ray.store.examples import (
 )
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore, trajectory_from_row
+from rise_ray.store.trajectories import read_part as read_trajectories
 
 _TASK_CPUS = 0.25  # light tasks: they run beside idle rollout workers on small machines
 _PARTS_PER_PARTITION = 8
@@ -81,22 +82,18 @@ def write_relabeled(
 
     Raises:
         TrainError: no response passed the rule.
+        StoreError: a part is damaged.
     """
-    paths = [
-        f"{store.phase(iteration, phase).path}/{name}"
+    parts = [
+        (store.phase(iteration, phase), name)
         for iteration, phase in phases
         for name in store.parts(iteration, phase)
     ]
-    if not paths:
+    if not parts:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
     ray.data.DataContext.get_current().enable_progress_bars = False  # the console has its own
     rows = (
-        ray.data.read_parquet(
-            paths,
-            filesystem=store.folder.arrow(),
-            num_cpus=_TASK_CPUS,
-            partitioning=None,
-        )
+        _read(store, parts)
         .map_batches(
             _relabel_batch,
             fn_kwargs={"config": config, "max_tokens": max_tokens, "seed": seed},
@@ -105,9 +102,23 @@ def write_relabeled(
             num_cpus=_TASK_CPUS,
         )
         # Orders are hashes, even over their range: no sampling is needed to cut it evenly.
-        .sort("order", boundaries=_boundaries(-(-len(paths) // _PARTS_PER_PARTITION)))
+        .sort("order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION)))
     )
     return _write(rows, output)
+
+
+def _read(store: TrajectoryStore, parts: Sequence[tuple[Folder, str]]) -> Any:
+    try:
+        return ray.data.read_parquet(
+            [f"{folder.path}/{name}" for folder, name in parts],
+            filesystem=store.folder.arrow(),
+            num_cpus=_TASK_CPUS,
+            partitioning=None,
+        )
+    except pa.ArrowException:
+        for folder, name in parts:
+            read_trajectories(folder, name)  # says which part is damaged, and what to do
+        raise
 
 
 def _boundaries(partitions: int) -> list[int]:

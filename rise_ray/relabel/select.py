@@ -18,15 +18,11 @@ from rise_ray.mdp import Attempt, Outcome, Trajectory
 from rise_ray.relabel.rewards import passes, reward_of
 
 
-ATTEMPT, ATTEMPT_BEFORE = -1, -2
-
-
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A response chosen in the state of `turn`; `factor` multiplies its reward weight.
+    """A response chosen in the state of `turn`; `candidate` -1 is the attempt itself.
 
-    `candidate` numbers the state's candidates; `ATTEMPT` is the attempt made in that state,
-    `ATTEMPT_BEFORE` the one of the turn before.
+    `factor` multiplies the reward weight.
     """
 
     turn: int
@@ -36,10 +32,8 @@ class Selected:
 
     def response(self, trajectory: Trajectory) -> Attempt:
         """The chosen response."""
-        if self.candidate == ATTEMPT_BEFORE:
-            return trajectory.turns[self.turn - 1].attempt
         turn = trajectory.turns[self.turn]
-        return turn.attempt if self.candidate == ATTEMPT else turn.candidates[self.candidate]
+        return turn.attempt if self.candidate < 0 else turn.candidates[self.candidate]
 
 
 def improved(
@@ -56,7 +50,7 @@ def improved(
         choice = (
             _best_candidate(trajectory, turn, config)
             if relabeled
-            else Selected(turn, ATTEMPT, "own_attempt")
+            else Selected(turn, -1, "own_attempt")
         )
         if choice is None:
             dropped["no_candidate_with_reward"] += 1
@@ -75,10 +69,10 @@ def improved(
 def revision(
     trajectory: Trajectory, config: RelabelConfig, dropped: Counter[str]
 ) -> Iterator[Selected]:
-    """For every visited state: one right response, and one new wrong one before any success.
+    """For every visited state: one right candidate, and one new wrong one before any success.
 
-    The right one: where the attempt before was right, a copy of it; else a right candidate whose
-    own verdict says so, else the first right one. The wrong one only where no attempt that the
+    The right one: where the attempt before was right, a copy of it if there is one; else one
+    whose own verdict says so; else the first. The wrong one only where no attempt that the
     state shows is right: its answer is none of those already shown, and it does not claim to
     be correct.
     """
@@ -89,11 +83,8 @@ def revision(
             dropped["no_reward"] += len(candidates) - len(usable)
         shown = _shown(trajectory, turn)
         right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]
-        if shown and reward_of(shown[-1], 0.0) == 1.0:
-            yield Selected(turn, ATTEMPT_BEFORE, "revision_keep")
-        elif right:
-            claimed = (n for n, c in right if c.verdict.claims_correct)
-            yield Selected(turn, next(claimed, right[0][0]), "revision_right")
+        if right:
+            yield Selected(turn, _preferred(right, shown), "revision_right")
         if all(a.verdict.outcome in (Outcome.INCORRECT, Outcome.UNPARSEABLE) for a in shown):
             said = {a.verdict.answer for a in shown}
             new = [n for n, c in usable if _is_new_wrong(c, said)]
@@ -128,6 +119,17 @@ def _shown(trajectory: Trajectory, turn: int) -> list[Attempt]:
     """The attempts that the state of `turn` holds."""
     first = 0 if trajectory.window is None else max(0, turn - (trajectory.window - 1))
     return [t.attempt for t in trajectory.turns[first:turn]]
+
+
+def _preferred(right: list[tuple[int, Attempt]], shown: list[Attempt]) -> int:
+    before = shown[-1] if shown and shown[-1].verdict.outcome is Outcome.CORRECT else None
+
+    def preference(item: tuple[int, Attempt]) -> tuple[bool, bool, int]:
+        number, candidate = item
+        copies = before is not None and candidate.token_ids == before.token_ids
+        return not copies, candidate.verdict.claims_correct is not True, number
+
+    return min(right, key=preference)[0]
 
 
 def _is_new_wrong(candidate: Attempt, said: set[str | None]) -> bool:

@@ -74,7 +74,12 @@ class Engine:
             arguments = EngineArgs(**{**settings, **workers.vllm})
         except TypeError as error:
             raise ConfigError(f"`workers.vllm`: {error}") from error
-        self.llm = LLMEngine.from_engine_args(arguments)
+        try:
+            self.llm = LLMEngine.from_engine_args(arguments)
+        except ValueError as error:
+            # pydantic's errors cannot be sent to the pool, and say what is wrong in mid-text.
+            text = " ".join(str(error).split())
+            raise RuntimeError(f"vLLM refuses its settings: {text}") from error
         self.steps = 0
         self.tokens = 0
 
@@ -83,8 +88,14 @@ class Engine:
         """Whether a request is under way."""
         return bool(self.llm.has_unfinished_requests())
 
-    def submit(self, key: str, request: Request, sampling: SamplingConfig) -> None:
-        """Queue a request under a key of the caller's; sample i of n has the seed `seed + i`."""
+    def submit(
+        self, key: str, request: Request, sampling: SamplingConfig, end_of_turn: int
+    ) -> None:
+        """Queue a request under a key of the caller's; sample i of n has the seed `seed + i`.
+
+        A response ends with the token `end_of_turn`, which a base model's own list of
+        end-of-sequence tokens may lack, or with a token of that list.
+        """
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -95,6 +106,7 @@ class Engine:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=request.seed,
+            stop_token_ids=[end_of_turn],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

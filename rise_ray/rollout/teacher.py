@@ -199,7 +199,7 @@ class OpenAITeacher:
     """
 
     def __init__(
-        self, student: Student, config: OpenAITeacherConfig, seed: int, spent: int = 0
+        self, student: Student, config: OpenAITeacherConfig, seed: int, spent: int
     ) -> None:
         from openai import AsyncOpenAI
 
@@ -302,14 +302,22 @@ class OpenAITeacher:
 
 
 def make_teacher(
-    student: Student, config: TeacherConfig, pool: RolloutPool | None, seed: int
+    student: Student, config: TeacherConfig, pool: RolloutPool | None, seed: int, spent: int
 ) -> Teacher:
-    """The configured teacher; `pool` is the second pool of a model teacher."""
+    """The configured teacher.
+
+    Args:
+        student: whose states it answers in.
+        config: which one.
+        pool: the second pool, of a model teacher.
+        seed: of its samples.
+        spent: tokens of an endpoint's budget that the run has used before.
+    """
     match config:
         case ReferenceTeacherConfig():
             return ReferenceTeacher(student)
         case OpenAITeacherConfig():
-            return OpenAITeacher(student, config, seed)
+            return OpenAITeacher(student, config, seed, spent)
         case ModelTeacherConfig():
             assert pool is not None
             return ModelTeacher(student, pool, config, derive_seed(seed, "teacher"))

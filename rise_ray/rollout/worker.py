@@ -160,7 +160,8 @@ class RolloutWorker(WeightReceiver):
         for request in requests:
             key = str(next(self._keys))
             self._requests[key] = (episode, request)
-            self._engine.submit(key, request, episode.spec.plan.sampling)
+            sampling = episode.spec.plan.sampling
+            self._engine.submit(key, request, sampling, self._chat.end_of_turn)
         if episode.done:
             self._episodes -= 1
             self._finished.append(episode.trajectory())

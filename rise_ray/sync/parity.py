@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from rise_ray.errors import SyncError
+from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import locate_model
 from rise_ray.store.files import Folder
 
@@ -185,13 +185,20 @@ def reference_logprobs(
     """The reference of a checkpoint, by plain Hugging Face on the CPU.
 
     Imports torch: in the driver, use `reference_in_task`.
+
+    Raises:
+        ModelError: the model cannot be loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-    ).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        ).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"model {model_path}: cannot be loaded: {error}") from error
     rows = []
     with torch.inference_mode():
         for ids in sequences:

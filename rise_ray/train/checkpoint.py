@@ -52,13 +52,14 @@ def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     import deepspeed
 
     gathered: dict[str, torch.Tensor] = {}
+    # Where rounding changes a weight, rank 0 sends the rounded one back to the partitions.
+    modifier = 0 if dtype != model.dtype else None
     for name, parameter in model.named_parameters():
-        # Rank 0 modifies: a rounded value is sent back to the partitions.
-        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier):
             if dist.get_rank() == 0:
-                rounded = parameter.detach().to(dtype)
-                gathered[name] = rounded.to("cpu", copy=True)
-                parameter.data.copy_(rounded)
+                gathered[name] = parameter.detach().to("cpu", dtype, copy=True)
+                if modifier is not None:
+                    parameter.data.copy_(gathered[name])
     if dist.get_rank() == 0:
         state = model.state_dict()
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in state}

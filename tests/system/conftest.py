@@ -1,7 +1,7 @@
 """What all system tests share, because starting it dominates their time.
 
-One Ray runtime, two tiny random models, one verifier; and a look, at the end, that no process of
-ours is left.
+One Ray runtime, two tiny random models, one verifier, one whole run; and a look, at the end, that
+no process of ours is left.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 import ray
 
-from rise_ray.config import ScratchConfig, TaskConfig, VerifyConfig
+from rise_ray.config import ScratchConfig, TaskConfig, VerifyConfig, load_config
+from rise_ray.console import Console
+from rise_ray.driver import execute
 from rise_ray.rollout.worker import WeightVersion
+from rise_ray.stages import Stages
 from rise_ray.store.files import Folder
+from rise_ray.store.run import Run
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import start_verifiers
+from tests.system.miniature import JOB, SETTINGS
 from tests.system.processes import descendants, wait_gone
 
 MAX_MODEL_LEN = 512
@@ -102,3 +107,13 @@ def make_version(iteration: int, folder: Path) -> WeightVersion:
     # In a task whose process ends with it: the tests' own process stays free of torch.
     ray.get(ray.remote(num_cpus=1, max_calls=1)(make).remote())
     return WeightVersion(iteration, str(folder), str(folder))
+
+
+@pytest.fixture(scope="session")
+def miniature_run(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of two iterations with the control, by the driver in this process."""
+    config = load_config(JOB, [*SETTINGS, f"storage={tmp_path_factory.mktemp('runs')}"])
+    run = Run(config, resume=False)
+    with Stages(run, Console()) as stages:
+        execute(stages)
+    return run

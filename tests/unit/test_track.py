@@ -14,7 +14,9 @@ from rise_ray.track import METRICS, Tracker, _flat, wandb_mode
 
 def _tracker(folder: Folder) -> Tracker:
     config = parse_config("{name: d, task: {name: t}, model: {path: m}}", [], source="test")
-    return Tracker(config, folder)
+    tracker = Tracker(config, folder)
+    tracker.open()
+    return tracker
 
 
 def _lines(folder: Folder) -> list[dict[str, object]]:

@@ -18,7 +18,9 @@ from tests.system.conftest import MAX_MODEL_LEN
 MakePool = Callable[..., RolloutPool]
 
 
-def make_specs(count: int, *, seed: int = 0, turns: int = 2, max_tokens: int = 16) -> list[EpisodeSpec]:
+def make_specs(
+    count: int, *, seed: int = 0, turns: int = 2, max_tokens: int = 16
+) -> list[EpisodeSpec]:
     """Episodes on the first `count` problems of Countdown, with two candidates at each state."""
     task = Countdown()
     plan = EpisodePlan(
@@ -48,8 +50,6 @@ def new_pool(tiny_model: WeightVersion, verifiers: list[Any]) -> MakePool:
         settings = {
             "num_cpus": 0.3,
             "vllm": {"enforce_eager": True},
-            "start_deadline_s": 120.0,
-            "progress_deadline_s": 60.0,
         }
         return RolloutPool(
             tiny_model,

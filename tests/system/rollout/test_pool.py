@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ from rise_ray.rollout.worker import WeightVersion
 from tests.system.processes import named, send, wait_gone
 from tests.system.rollout.conftest import MakePool, make_specs
 
-LONG = {"turns": 3, "max_tokens": 96}  # an episode of these outlasts several exchanges
+LONG = {"turns": 4, "max_tokens": 96}  # many of these outlast an exchange
 
 
 def sampled(trajectories: Iterable[Trajectory]) -> dict[str, list[tuple[int, ...]]]:
@@ -49,20 +51,25 @@ def workers() -> list[psutil.Process]:
     return named("ray::RolloutWorker")
 
 
-def roll_and_lose(
-    pool: RolloutPool, specs: list[EpisodeSpec], number: signal.Signals, losses: int
-) -> Iterator[Trajectory]:
-    """Roll with a pool of one worker that is not up yet, and signal `losses` of its workers.
+@contextmanager
+def losing(number: signal.Signals, losses: int) -> Iterator[None]:
+    """Signal `losses` workers that do not run yet, each while it generates for the first time."""
+    others, lost, over = workers(), [], threading.Event()
 
-    Each is signalled when a first result of its own is in and others are not.
-    """
-    others, lost = workers(), []
-    for trajectory in pool.roll(specs):
-        (worker,) = [w for w in workers() if w not in others and w not in lost] or [None]
-        if worker is not None and len(lost) < losses and trajectory.turns:
-            send(worker, number)
-            lost.append(worker)
-        yield trajectory
+    def lose() -> None:
+        while len(lost) < losses and not over.wait(0.02):
+            busy = [w for w in named("ray::RolloutWorker.exchange") if w not in (*others, *lost)]
+            for worker in busy:
+                send(worker, number)
+                lost.append(worker)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
     assert len(lost) == losses, "the episodes were over before the workers were lost"
     left = wait_gone(lost)
     assert not left, f"a lost worker still runs: {left}"
@@ -117,7 +124,8 @@ def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
 ) -> None:
     specs = make_specs(24, **LONG)
     pool = make_pool("killed", episodes_in_flight=16, max_attempts=2)
-    rolled = list(roll_and_lose(pool, specs, signal.SIGKILL, losses=1))
+    with losing(signal.SIGKILL, 1):
+        rolled = list(pool.roll(specs))
     assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
     assert sampled(rolled) == sampled(pair.roll(specs))
 
@@ -127,7 +135,8 @@ def test_an_episode_lost_with_max_attempts_workers_is_an_error_and_not_an_answer
 ) -> None:
     specs = make_specs(32, **LONG)
     pool = make_pool("unlucky", episodes_in_flight=16, max_attempts=2, max_error_share=1.0)
-    rolled = list(roll_and_lose(pool, specs, signal.SIGKILL, losses=2))
+    with losing(signal.SIGKILL, 2):
+        rolled = list(pool.roll(specs))
     assert Counter(t.id for t in rolled) == dict.fromkeys(ids(specs), 1)
     errors = [t for t in rolled if t.stop_reason is StopReason.ERROR]
     assert 0 < len(errors) < len(specs)
@@ -141,10 +150,9 @@ def test_a_worker_that_answers_nothing_is_ended_and_too_many_losses_stop_the_pha
     make_pool: MakePool,
 ) -> None:
     pool = make_pool("stalled", episodes_in_flight=16, max_attempts=1, progress_deadline_s=4.0)
-    with pytest.raises(RolloutError, match=r"`max_error_share` = 0\.05.*no answer for 4 s"):
-        list(roll_and_lose(pool, make_specs(24, **LONG), signal.SIGSTOP, losses=1))
-    left = wait_gone([w for w in workers() if w.status() == psutil.STATUS_STOPPED])
-    assert not left, f"a stopped worker was not ended: {left}"
+    stopped = pytest.raises(RolloutError, match=r"`max_error_share` = 0\.05.*no answer for 4 s")
+    with losing(signal.SIGSTOP, 1), stopped:
+        list(pool.roll(make_specs(24, **LONG)))
 
 
 def test_a_consumer_slower_than_the_progress_deadline_loses_no_worker(pair: RolloutPool) -> None:
@@ -167,7 +175,7 @@ def test_a_worker_that_cannot_start_stops_the_pool_with_its_cause(make_pool: Mak
         max_workers=3,
         vllm={"enforce_eager": True, "quantization": "no-such-quantization"},
     )
-    with pytest.raises(RolloutError, match="broken workers cannot start.*no-such-quantization"):
+    with pytest.raises(RolloutError, match=r"broken workers cannot start.*no-such-quantization"):
         pool.wait_ready()
 
 

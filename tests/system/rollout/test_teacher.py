@@ -77,7 +77,7 @@ def candidates(trajectories: list[Trajectory]) -> list[Attempt]:
 
 
 def check_untouched(improved: list[Trajectory], rolled: list[Trajectory]) -> None:
-    """Same trajectories in the same order, with the student's own attempts; the failed one as is."""
+    """The same trajectories and attempts in the same order, and the failed one as it was."""
     assert [t.id for t in improved] == [t.id for t in rolled]
     assert [[u.attempt for u in t.turns] for t in improved] == [
         [u.attempt for u in t.turns] for t in rolled
@@ -88,7 +88,7 @@ def check_untouched(improved: list[Trajectory], rolled: list[Trajectory]) -> Non
 def test_the_reference_teacher_gives_the_verified_solution_in_every_state(
     student: Student, rolled: list[Trajectory]
 ) -> None:
-    teacher = make_teacher(student, ReferenceTeacherConfig(kind="reference"), None, seed=0)
+    teacher = make_teacher(student, ReferenceTeacherConfig(kind="reference"), None, seed=0, spent=0)
     improved = list(teacher.improve(rolled))
     check_untouched(improved, rolled)
     for answer in candidates(improved):
@@ -171,7 +171,7 @@ def test_a_spent_budget_stops_the_run_and_counts_what_was_spent_before(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
     each = USAGE["total_tokens"]
-    with pytest.raises(TeacherError, match="`teacher.token_budget` = 50 tokens is spent"):
+    with pytest.raises(TeacherError, match=r"`teacher\.token_budget` = 50 tokens is spent"):
         list(make_openai(spent=2 * each, token_budget=5 * each, concurrency=1).improve(rolled))
     assert len(endpoint.requests) == 3
 
@@ -196,10 +196,13 @@ def test_a_model_teacher_answers_from_its_own_pool(
     student: Student, pair: RolloutPool, rolled: list[Trajectory]
 ) -> None:
     config = ModelTeacherConfig(
-        kind="model", path="tiny", max_model_len=MAX_MODEL_LEN, sampling=SamplingConfig(max_tokens=16)
+        kind="model",
+        path="tiny",
+        max_model_len=MAX_MODEL_LEN,
+        sampling=SamplingConfig(max_tokens=16),
     )
-    improved = list(make_teacher(student, config, pair, seed=5).improve(rolled))
-    again = list(make_teacher(student, config, pair, seed=5).improve(rolled))
+    improved = list(make_teacher(student, config, pair, seed=5, spent=0).improve(rolled))
+    again = list(make_teacher(student, config, pair, seed=5, spent=0).improve(rolled))
     check_untouched(improved, rolled)
     assert improved == again
     for answer in candidates(improved):
@@ -216,5 +219,5 @@ def test_a_state_too_long_for_the_teachers_context_gets_no_candidate_and_costs_n
     config = ModelTeacherConfig(
         kind="model", path="tiny", max_model_len=first + 16, sampling=SamplingConfig(max_tokens=16)
     )
-    improved = list(make_teacher(student, config, pair, seed=5).improve(rolled))
+    improved = list(make_teacher(student, config, pair, seed=5, spent=0).improve(rolled))
     assert [[len(u.candidates) for u in t.turns] for t in improved[:-1]] == [[1, 0]] * EPISODES

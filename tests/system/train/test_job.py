@@ -207,6 +207,30 @@ def test_a_run_whose_worker_is_killed_goes_on_and_ends_with_the_same_weights(
         torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
 
 
+def test_a_run_that_failed_for_good_goes_on_when_it_is_called_again(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    config = CONFIG.model_copy(update={"epochs": 4, "max_failures": 0})
+    examples = examples_folder(make_examples(400))
+    calls = tmp_path / "calls"
+
+    def log(row: dict[str, object]) -> None:
+        with calls.open("a") as file:
+            file.write(".")
+        if calls.stat().st_size == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    job = make_job(tmp_path, tiny_model, examples, config=config, log=log, checkpoint_every_s=0.0)
+    with pytest.raises(TrainError, match="iteration=1: training failed"):
+        train(job)
+    assert not Folder(job.output).exists()
+    assert 0 < train(job).resumed_at < plan_of(job).steps
+    check_folder(job)
+
+
 def test_a_non_finite_loss_names_step_and_examples_and_writes_nothing(
     tmp_path: Path,
     tiny_model: Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ def test_aws_mounts_files_that_exist_and_all_that_its_setup_installs(aws: dict[s
     assert mounts == {f"{home}/{source}": source for source in mounts.values()}
     for lock in re.findall(r"-r ~/rise-ray/(\S+)", "\n".join(aws["setup_commands"])):
         assert any(Path(lock).is_relative_to(source) for source in mounts.values()), lock
+
+
+def test_aws_runs_whole_shell_commands(aws: dict[str, Any]) -> None:
+    commands = [line for key, lines in aws.items() if key.endswith("commands") for line in lines]
+    assert len(commands) > 5
+    for command in commands:  # a `#` in plain YAML text would cut one off in the middle
+        subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
 def test_aws_nodes_cost_nothing_until_a_job_asks_for_them(aws: dict[str, Any]) -> None:

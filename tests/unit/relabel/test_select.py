@@ -91,11 +91,21 @@ def test_the_right_one_says_so_itself_or_is_the_first(candidates: str, chosen: i
     assert (0, chosen, "revision_right") in found
 
 
-def test_after_a_right_answer_its_copy_is_preferred() -> None:
-    found, _ = _revised(rolled("7- |", "7 | 7+ 7 7-"))
-    assert found == [(1, 2, "revision_right")]
-    found, _ = _revised(rolled("6- |", "7 | 7 7+ 6-"))  # a wrong answer is not copied
-    assert (1, 1, "revision_right") in found
+@pytest.mark.parametrize(
+    ("turns", "chosen"),
+    [
+        (["7 |", "5 | 7+ 7 6"], 1),  # a copy comes before one that says so itself
+        (["7 |", "5 | 7- 7+"], 1),  # no copy: one that says so itself
+        (["6 |", "7 | 6 7"], 1),  # a copy of a wrong answer is nothing
+        (["! |", "7 | 7 7+"], 1),  # nor one of an answer that may be wrong
+    ],
+)
+def test_after_a_right_answer_a_copy_of_it_is_preferred(turns: list[str], chosen: int) -> None:
+    assert (1, chosen, "revision_right") in _revised(rolled(*turns))[0]
+
+
+def test_without_a_right_candidate_a_right_answer_is_not_made_up() -> None:
+    assert _revised(rolled("7 |", "5 | 6"))[0] == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ ONE_QUESTION = (
     "{% if messages | length > 2 %}{{ raise_exception('single turn only') }}{% endif %}"
     "{{ '<|im_start|>user\\n' + messages[0].content + '<|im_end|>\\n' }}"
 )
-DROPS_ANSWERS = "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+DROPS_ANSWERS = (
+    "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+)
 REPEATS_ANSWERS = "{% for m in messages %}{{ m.content + m.content + '<|im_end|>' }}{% endfor %}"
 DROPS_FEEDBACK = "{% for m in messages[:2] %}{{ m.content + '<|im_end|>' }}{% endfor %}"
 

@@ -65,7 +65,9 @@ class Leases(RuleBasedStateMachine):
     @invariant()
     def every_episode_is_in_one_place(self) -> None:
         assert self.book.queued == len(self.queued)
-        assert {w: self.book.held(w) for w in self.held} == {w: len(h) for w, h in self.held.items()}
+        assert {w: self.book.held(w) for w in self.held} == {
+            w: len(h) for w, h in self.held.items()
+        }
         assert self.book.open == len(IDS) - len(self.ended)
 
     def teardown(self) -> None:

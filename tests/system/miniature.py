@@ -1,0 +1,53 @@
+"""The quick start in miniature: the real job file, the packaged model, a few problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rise_ray.mdp import Attempt, Phase, Trajectory
+from rise_ray.store.run import Run
+
+REPOSITORY = Path(__file__).parents[2]
+JOB = REPOSITORY / "jobs" / "quickstart.yaml"
+PROBLEMS, TURNS, CANDIDATES, ITERATIONS = 24, 2, 2, 2
+EVAL_PROBLEMS, EVAL_TURNS, EVAL_PARALLEL = 8, 3, 3
+MODELS = {
+    "base": (0, Phase.EVAL),
+    "iteration-1": (1, Phase.EVAL),
+    "iteration-2": (2, Phase.EVAL),
+    "control": (2, Phase.CONTROL_EVAL),
+}
+SETTINGS = [
+    "name=miniature",
+    f"iterations={ITERATIONS}",
+    f"problems={PROBLEMS}",
+    f"rollout.turns={TURNS}",
+    f"rollout.candidates={CANDIDATES}",
+    "rollout.workers.min_workers=1",
+    "rollout.workers.max_workers=1",
+    "train.epochs=1",
+    "train.batch_tokens=1024",
+    "train.rows_per_pass=2",
+    f"evaluation.problems={EVAL_PROBLEMS}",
+    "evaluation.samples=1",
+    f"evaluation.turns={EVAL_TURNS}",
+    f"evaluation.parallel={EVAL_PARALLEL}",
+    "evaluation.bootstrap=100",
+    "ray.num_cpus=4",
+    "ray.object_store_mib=200",
+]
+
+
+def responses(trajectory: Trajectory) -> list[Attempt]:
+    """All responses that were sampled in an episode."""
+    return [r for turn in trajectory.turns for r in (turn.attempt, *turn.candidates)]
+
+
+def phases(run: Run) -> list[tuple[int, Phase]]:
+    """Every phase whose trajectories are stored."""
+    folder = run.folder / "trajectories"
+    return [
+        (int(iteration.partition("=")[2]), Phase(phase.partition("=")[2]))
+        for iteration in folder.folders()
+        for phase in (folder / iteration).folders()
+    ]

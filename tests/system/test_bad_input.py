@@ -1,0 +1,184 @@
+"""What goes wrong inside Ray reaches the user as one message; Ctrl-C leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rise_ray.cluster import check_resources
+from rise_ray.config import RunConfig, load_config
+from rise_ray.errors import ClusterError, ConfigError, ModelError, RiseError, StoreError, user_error
+from rise_ray.store.files import Folder
+from tests.system.processes import descendants, wait_gone
+
+ROOT = Path(__file__).parents[2]
+WARM_START = ROOT / "jobs" / "countdown_warmstart.yaml"
+SMALL = ["warm_start.examples=2000", "evaluation.problems=4", "ray.num_cpus=4"]
+LONG_S = 200
+
+
+@pytest.fixture
+def rise_ray(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command in a session of its own, as a terminal does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rise_ray.cli", *arguments, f"storage={tmp_path / 'runs'}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    deadline = time.monotonic() + LONG_S
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line or time.monotonic() > deadline:
+            break
+    assert seen
+    assert text in seen[-1], "".join(seen)
+
+
+def _interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C, as the terminal sends it: to the whole process group. Returns stderr."""
+    children = descendants(process.pid)
+    assert children
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=LONG_S)
+    assert wait_gone(children) == []
+    return errors
+
+
+def _ours(work: Callable[[], object]) -> RiseError:
+    """The error for the user that `work` ends with, as the command line finds it."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - what it is, is what is tested
+        work()
+    ours = user_error(caught.value)
+    assert ours is not None
+    assert "Traceback" not in str(ours)
+    assert "ray::" not in str(ours)
+    return ours
+
+
+def test_ctrl_c_in_a_training_and_in_a_rollout_is_one_line_and_can_be_resumed(
+    rise_ray: Callable[..., subprocess.Popen[str]],
+) -> None:
+    arguments = ["run", str(WARM_START), *SMALL]
+    training = rise_ray(*arguments)
+    _read_until(training, "step ")
+    assert _interrupt(training).splitlines()[-1:] == [
+        "rise-ray: interrupted; the same command with --resume goes on"
+    ]
+    assert training.returncode == 130
+    rolling = rise_ray(*arguments, "--resume")
+    _read_until(rolling, "starting rollout workers")  # the signal of Ray Train is taken back
+    time.sleep(2)
+    assert _interrupt(rolling).splitlines()[-1:] == [
+        "rise-ray: interrupted; the same command with --resume goes on"
+    ]
+    assert rolling.returncode == 130
+
+
+def test_too_few_resources_are_told_before_a_run_folder_is_made(
+    rise_ray: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = rise_ray("run", str(WARM_START), *SMALL, "ray.num_cpus=1")
+    _, errors = process.communicate(timeout=LONG_S)
+    assert process.returncode == 1
+    assert errors.startswith("rise-ray: error: the Ray cluster is too small for this config: ")
+    assert "1.95 CPU needed, 1 there" in errors or "CPU needed, 1 there" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., RunConfig]:
+    def load(*overrides: str) -> RunConfig:
+        return load_config(WARM_START, [*SMALL, f"storage={tmp_path}", *overrides])
+
+    return load
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_a_worker_that_no_node_can_hold_is_told(config: Callable[..., RunConfig]) -> None:
+    check_resources(config())
+    with pytest.raises(ClusterError, match="no node has the 1 CPU, 3 spot of one rollout worker"):
+        check_resources(
+            config("rollout.workers={num_cpus: 1, resources: {spot: 3}, min_workers: 1}")
+        )
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_an_architecture_that_is_none_comes_back_from_its_task(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    from rise_ray.tasks import load_task
+    from rise_ray.warmstart import initial_model
+
+    bad = config("model.scratch.architecture={model_type: perceptron-9000}")
+    folder = Folder(str(tmp_path / "scratch"))
+    error = _ours(lambda: initial_model(bad, load_task(bad.task), [], folder))
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith("`model.scratch.architecture`: ")
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_a_model_that_cannot_be_loaded_comes_back_from_its_task(tmp_path: Path) -> None:
+    from rise_ray.sync.parity import reference_in_task
+
+    (tmp_path / "config.json").write_text("{")
+    error = _ours(lambda: reference_in_task(str(tmp_path), [(1, 2)], "float32", False))
+    assert isinstance(error, ModelError)
+    assert str(tmp_path) in str(error)
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_damaged_metrics_come_back_from_the_tracker(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    from rise_ray.track import start_tracker
+
+    (tmp_path / "metrics.jsonl").write_text("{")
+    error = _ours(lambda: start_tracker(config(), Folder(str(tmp_path))))
+    assert isinstance(error, StoreError)
+    assert "metrics.jsonl: damaged" in str(error)
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_a_damaged_part_is_named_by_the_relabeling(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    from rise_ray.mdp import Phase
+    from rise_ray.relabel.job import write_relabeled
+    from rise_ray.store.trajectories import TrajectoryStore
+
+    store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
+    store.phase(1, Phase.COLLECT).write("part-1.parquet", b"PAR1 nonsense")
+    output = Folder(str(tmp_path / "examples"))
+    phases = [(1, Phase.COLLECT)]
+    error = _ours(lambda: write_relabeled(store, phases, config().relabel, 64, 0, output))
+    assert isinstance(error, StoreError)
+    assert "part-1.parquet: damaged part" in str(error)
+    assert not output.exists()

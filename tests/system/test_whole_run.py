@@ -1,0 +1,209 @@
+"""A whole run in miniature: two iterations, the control and the report, by real parts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rise_ray.cli import main
+from rise_ray.mdp import Phase, StopReason
+from rise_ray.models.locate import locate_model
+from rise_ray.relabel.rewards import reward_of
+from rise_ray.store.examples import examples_from_table, read_manifest, read_part
+from rise_ray.store.files import Folder
+from rise_ray.store.run import Run
+from rise_ray.sync.parity import ParityReference, check_parity, reference_logprobs
+from tests.system import miniature
+from tests.system.miniature import (
+    CANDIDATES,
+    EVAL_PARALLEL,
+    EVAL_PROBLEMS,
+    EVAL_TURNS,
+    JOB,
+    MODELS,
+    PROBLEMS,
+    SETTINGS,
+    TURNS,
+    phases,
+    responses,
+)
+
+# The fixture's two iterations and control are four trainings, each of which starts processes.
+pytestmark = pytest.mark.timeout(900)
+
+STAGES = [
+    "base/eval",
+    "iteration-1/collect",
+    "iteration-1/relabel",
+    "iteration-1/train",
+    "iteration-1/eval",
+    "iteration-2/collect",
+    "iteration-2/relabel",
+    "iteration-2/train",
+    "iteration-2/eval",
+    "control-1/collect",
+    "control-1/relabel",
+    "control-1/train",
+    "control-2/collect",
+    "control-2/relabel",
+    "control-2/train",
+    "control/eval",
+    "run/report",
+]
+CHECKPOINTS = ["control=1", "control=2", "iteration=1", "iteration=2"]
+
+
+def test_the_run_folder_has_the_promised_layout(miniature_run: Run) -> None:
+    folder = miniature_run.folder
+    files = ["config.yaml", "metrics.jsonl", "report.html", "state.json"]
+    assert folder.names() == files
+    assert {"checkpoints", "examples", "trajectories"} <= set(folder.folders())
+    assert list(miniature_run.stages) == STAGES
+    assert (folder / "checkpoints").folders() == CHECKPOINTS
+    examples = ["control-1", "control-2", "iteration-1", "iteration-2"]
+    assert (folder / "examples").folders() == examples
+    report = folder.read("report.html").decode()
+    assert all(name in report for name in (*MODELS, "m1@t3", "p1@t3"))
+
+
+def test_every_episode_is_stored_once_under_its_phase(miniature_run: Run) -> None:
+    expected = {where: EVAL_PROBLEMS for where in MODELS.values()}
+    for iteration in (1, 2):
+        expected[iteration, Phase.COLLECT] = expected[iteration, Phase.CONTROL] = PROBLEMS
+    assert set(phases(miniature_run)) == set(expected)
+    problems: dict[Phase, list[str]] = {Phase.COLLECT: [], Phase.CONTROL: []}
+    for (iteration, phase), count in expected.items():
+        rolled = list(miniature_run.trajectories.read(iteration, phase))
+        assert len({t.id for t in rolled}) == len(rolled) == count
+        assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+        if phase in problems:
+            problems[phase] += [t.problem.id for t in rolled]
+    assert len(set(problems[Phase.COLLECT])) == 2 * PROBLEMS  # no problem twice
+    assert set(problems[Phase.CONTROL]) == set(problems[Phase.COLLECT])
+
+
+def test_rollouts_are_on_policy_and_the_control_samples_as_much(miniature_run: Run) -> None:
+    read = miniature_run.trajectories.read
+    for iteration in (1, 2):
+        for phase, version in (
+            (Phase.COLLECT, iteration - 1),
+            (Phase.CONTROL, iteration - 1),
+            (Phase.EVAL, iteration),
+        ):
+            sampled = [r for t in read(iteration, phase) for r in responses(t)]
+            assert {r.weight_version for r in sampled} == {version}
+        collected = [len(responses(t)) for t in read(iteration, Phase.COLLECT)]
+        controls = [len(responses(t)) for t in read(iteration, Phase.CONTROL)]
+        assert collected == controls == [TURNS * (1 + CANDIDATES)] * PROBLEMS
+    stages = miniature_run.stages
+    for iteration in (1, 2):
+        rise, control = (stages[f"{who}-{iteration}/train"] for who in ("iteration", "control"))
+        assert control["tokens"] == pytest.approx(rise["tokens"], abs=1024)  # one step's
+
+
+def test_every_example_is_a_stored_response_in_a_stored_state(miniature_run: Run) -> None:
+    for name, first in (("iteration-1", 1), ("iteration-2", 1), ("control-2", 1)):
+        phase = Phase.CONTROL if name.startswith("control") else Phase.COLLECT
+        iterations = range(first, int(name[-1]) + 1)
+        stored = {t.id: t for i in iterations for t in miniature_run.trajectories.read(i, phase)}
+        folder = miniature_run.folder / "examples" / name
+        parts = [read_part(folder, part) for part in read_manifest(folder).parts]
+        examples = [example for part in parts for example in examples_from_table(part)]
+        assert len(examples) == miniature_run.stages[f"{name}/relabel"]["examples"] > 0
+        for example in examples:
+            origin = example.provenance
+            turn = stored[origin.trajectory_id].turns[origin.turn]
+            response = turn.attempt if origin.candidate < 0 else turn.candidates[origin.candidate]
+            assert example.input_ids[example.spans[0].start :] == response.token_ids
+            assert origin.reward == reward_of(response, 0.0)
+            assert origin.weight_version == response.weight_version
+        assert {e.provenance.iteration for e in examples} == set(iterations)  # pooled
+        if phase is Phase.CONTROL:
+            assert {e.provenance.reward for e in examples} == {1.0}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_is_a_hugging_face_folder_that_says_what_it_is(
+    miniature_run: Run, name: str
+) -> None:
+    folder = miniature_run.folder / "checkpoints" / name
+    model, start = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (folder.path, locate_model(miniature_run.config.model.path or ""))
+    )
+    assert model.keys() == start.keys()
+    assert not any(torch.equal(model[key], start[key]) for key in model)
+    tokenizer = AutoTokenizer.from_pretrained(folder.path)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Use 5"}], tokenize=False)
+    card = folder.read("README.md").decode()
+    assert miniature_run.config.name in card
+    assert name.replace("=", "-") in card
+    reference = ParityReference.load(folder)
+    again = reference_logprobs(folder.path, reference.sequences, "float32", False)
+    check_parity(reference, again.logprobs, 1e-4, name, 0)
+
+
+def test_metrics_hold_an_evaluation_of_every_model_in_the_promised_form(
+    miniature_run: Run,
+) -> None:
+    lines = miniature_run.folder.read("metrics.jsonl").decode().splitlines()
+    records = [json.loads(line) for line in lines]
+    evaluations = {r["model"]: r for r in records if r["phase"] == "eval"}
+    assert list(evaluations) == ["base", "iteration-1", "iteration-2", "control"]
+    assert sum(r["phase"] == "eval" for r in records) == len(evaluations)
+    for record in evaluations.values():
+        check_evaluation(record)
+    stages = {(r["stage"], r["phase"]) for r in records}
+    assert {tuple(stage.split("/")) for stage in STAGES} == stages
+    losses = [r["loss"] for r in records if r["phase"] == "train" and "loss" in r]
+    assert len(losses) >= 4
+    assert all(loss > 0 for loss in losses)
+
+
+def check_evaluation(record: dict[str, Any]) -> None:
+    assert (record["split"], record["n"], record["samples"]) == ("test", EVAL_PROBLEMS, 1)
+    assert (record["feedback"], record["window"]) == ("Please check and try again .", None)
+    assert record["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_tokens": 28}
+    assert record["counts"] == {
+        "trajectories": EVAL_PROBLEMS,
+        "excluded_sequential": 0,
+        "excluded_parallel": 0,
+        "context_overflow": 0,
+        "errors": {},
+    }
+    named = {"m1@t1", "m3@t1", "m1@t3", "p1@t3", "pass@3", "delta(t1,t3)", "i->c", "c->i"}
+    turns = {f"acc@t{turn}" for turn in range(1, EVAL_TURNS + 1)}
+    assert named | turns <= set(record["metrics"])
+    assert not any(f"@t{EVAL_TURNS + 1}" in name for name in record["metrics"])
+    assert f"m{EVAL_PARALLEL + 1}@t1" not in record["metrics"]
+    for name, metric in record["metrics"].items():
+        assert set(metric) == {"value", "low", "high"}, name
+        if metric["value"] is not None:
+            assert metric["low"] <= metric["value"] <= metric["high"], name
+
+
+def test_a_finished_run_shows_its_results_again_and_changes_nothing(
+    miniature_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = miniature_run.folder
+    before = {name: folder.read(name) for name in folder.names()}
+    storage = f"storage={miniature_run.config.storage}"
+    assert main(["run", str(JOB), *SETTINGS, storage]) == 0
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("iteration-2", "control", "m1@t3", "report.html"))
+    assert {name: folder.read(name) for name in folder.names()} == before
+
+
+def test_another_config_does_not_touch_the_folder(
+    miniature_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = f"storage={miniature_run.config.storage}"
+    before = miniature_run.folder.read("state.json")
+    assert main(["run", str(JOB), *SETTINGS, storage, "train.lr=0.5"]) == 1
+    assert "holds another run" in capsys.readouterr().err
+    assert Folder(miniature_run.folder.uri).read("state.json") == before
+    assert miniature.JOB.is_file()
