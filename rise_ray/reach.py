@@ -16,6 +16,7 @@ from rise_ray.errors import DataError, ModelError, RiseError, StoreError, Teache
 from rise_ray.mdp import Problem
 from rise_ray.models.locate import locate_model
 from rise_ray.rollout.chat import load_tokenizer
+from rise_ray.store.files import Folder
 from rise_ray.store.run import STATE, Run
 from rise_ray.tasks.base import Task
 from rise_ray.tasks.dataset import DatasetTask
@@ -83,7 +84,8 @@ def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code
         NotCheckedError: the model is on the hub or under a URI that cannot be looked at here.
     """
     if "://" in path:
-        raise NotCheckedError(f"{path} is copied to each node when the run starts")
+        _require_model_at(path)
+        raise NotCheckedError(f"{path} is there; it is copied to each node when the run starts")
     located = locate_model(path)
     on_hub = not Path(located).is_dir()
     if on_hub:
@@ -133,6 +135,16 @@ def connection_failure(url: str) -> str | None:
     except (OSError, ValueError) as error:  # ValueError: a port that is no number
         return str(error)
     return None
+
+
+def _require_model_at(uri: str) -> None:
+    try:
+        found = Folder(uri).exists("config.json")
+    except Exception as error:  # every file system of fsspec has errors of its own
+        message = f"model {uri}: {type(error).__name__}: {error}"
+        raise NotCheckedError(message, ModelError(message)) from error
+    if not found:
+        raise ModelError(f"model {uri}: there is no config.json: not a Hugging Face model")
 
 
 def _is_connection(error: BaseException) -> bool:

@@ -66,7 +66,8 @@ def _read_lines(path: str) -> Iterator[Row]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path}:{number}", _parse_line(f"{path}:{number}", line)
-    except (OSError, EOFError, zlib.error) as error:  # the last two: damaged compression
+    # EOFError, zlib.error: damaged compression; ImportError, ValueError: no such kind of URI here.
+    except (OSError, EOFError, zlib.error, ImportError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 

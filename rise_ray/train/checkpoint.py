@@ -91,9 +91,10 @@ def _write_model(
 ) -> None:
     from transformers import AutoTokenizer
 
-    model.config.dtype = dtype
     model.config.use_cache = True
     model.save_pretrained(path, state_dict=weights)
+    model.config.dtype = dtype  # save_pretrained puts down what the model was trained in
+    model.config.save_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(
         model_source(job.base), trust_remote_code=job.trust_remote_code
     )

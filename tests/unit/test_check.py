@@ -300,6 +300,18 @@ def test_a_storage_that_cannot_be_reached_stops_a_run_but_not_a_check(make: Make
         preflight(config, resume=False)
 
 
+def test_a_model_or_data_under_a_uri_is_looked_for(make: Make) -> None:
+    said = _failure(make("model.path=memory://bucket/model"), "model")
+    assert said.startswith("model memory://bucket/model: there is no config.json")
+    config = make("model.path=nosuch://bucket/model")
+    assert _findings(config)["model"].status is Status.NOT_CHECKED
+    with pytest.raises(ModelError, match="nosuch://bucket/model: ValueError"):
+        preflight(config, resume=False)
+    assert "nosuch://b/rows.jsonl: cannot be read" in _failure(
+        make("task.options.path=nosuch://b/rows.jsonl"), "data"
+    )
+
+
 def test_a_model_from_nothing_is_checked_as_far_as_it_goes(make: Make) -> None:
     config = make(
         "model={max_model_len: 256, scratch: {tokenizer: bpe, architecture: {model_type: llama}}}",

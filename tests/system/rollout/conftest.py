@@ -19,9 +19,9 @@ MakePool = Callable[..., RolloutPool]
 
 
 def make_specs(
-    count: int, *, seed: int = 0, turns: int = 2, max_tokens: int = 16
+    count: int, *, seed: int = 0, turns: int = 2, candidates: int = 2, max_tokens: int = 16
 ) -> list[EpisodeSpec]:
-    """Episodes on the first `count` problems of Countdown, with two candidates at each state."""
+    """Episodes on the first `count` problems of Countdown's `dev` split."""
     task = Countdown()
     plan = EpisodePlan(
         run="test",
@@ -31,7 +31,7 @@ def make_specs(
         turns=turns,
         window=None,
         stop_on_success=False,
-        candidates=2,
+        candidates=candidates,
         first_state_only=False,
         sampling=SamplingConfig(max_tokens=max_tokens),
         max_model_len=MAX_MODEL_LEN,

@@ -39,8 +39,9 @@ def student(tiny_model: WeightVersion, verifiers: list[Any]) -> Student:
 @pytest.fixture(scope="module")
 def rolled(pair: RolloutPool) -> list[Trajectory]:
     """Episodes of the student, and one that failed."""
-    lost = failed_trajectory(make_specs(EPISODES + 1)[-1], "lost")
-    return [*sorted(pair.roll(make_specs(EPISODES)), key=lambda t: t.id), lost]
+    *specs, failed = make_specs(EPISODES + 1, candidates=0)
+    lost = failed_trajectory(failed, "lost")
+    return [*sorted(pair.roll(specs), key=lambda t: t.id), lost]
 
 
 @pytest.fixture

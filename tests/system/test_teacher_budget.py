@@ -1,0 +1,58 @@
+"""An endpoint's token budget is one of the whole run: over iterations, and over a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rise_ray.config import RunConfig, load_config
+from rise_ray.console import Console
+from rise_ray.errors import TeacherError
+from rise_ray.mdp import Phase
+from rise_ray.stages import Stages
+from rise_ray.store.run import Run
+from tests.system.miniature import JOB, SETTINGS
+from tests.system.rollout.fake_endpoint import USAGE, FakeEndpoint, serving
+
+KEY_ENV = "RISE_RAY_TEST_KEY"
+PROBLEMS = 4
+COST = PROBLEMS * USAGE["total_tokens"]  # of an iteration of single-turn episodes
+
+
+def test_a_budget_counts_what_finished_stages_spent_also_after_a_resume(
+    ray_runtime: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_ENV, "not-a-key")
+    with serving(FakeEndpoint(lambda messages: r"\boxed{ 1 + 1 }")) as endpoint:
+        config = _config(tmp_path, endpoint.base_url)
+        with Stages(Run(config, resume=False), Console()) as stages:
+            for iteration in (1, 2):
+                stages.collect(iteration, Phase.COLLECT, stages.base())
+        with Stages(Run(config, resume=True), Console()) as stages:
+            for iteration in (1, 2):
+                assert stages.run.stages[f"iteration-{iteration}/collect"]["teacher_tokens"] == COST
+            with pytest.raises(TeacherError, match=rf"is spent \({2 * COST + COST // 2}\)"):
+                stages.collect(3, Phase.COLLECT, stages.base())
+        assert len(endpoint.requests) == 2 * PROBLEMS + PROBLEMS // 2
+
+
+def _config(folder: Path, base_url: str) -> RunConfig:
+    return load_config(
+        str(JOB),
+        [
+            *SETTINGS,
+            f"storage={folder}",
+            "iterations=3",
+            f"problems={PROBLEMS}",
+            "rollout.turns=1",
+            "relabel.strategy=distill",
+            "relabel.filter=all",
+            "teacher.kind=openai",
+            "teacher.model=fake-model",
+            f"teacher.base_url={base_url}",
+            f"teacher.api_key_env={KEY_ENV}",
+            f"teacher.token_budget={2 * COST + COST // 2}",
+            "teacher.concurrency=1",
+        ],
+    )
