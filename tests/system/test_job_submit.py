@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from tests.system.processes import descendants, wait_gone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BIN = Path(sys.executable).parent
+TOKEN = secrets.token_hex(32)  # the head's own: nothing else on this machine can send it jobs
 
 
 def free_ports(count: int) -> list[int]:
@@ -36,9 +38,13 @@ def free_ports(count: int) -> list[int]:
 
 def environment() -> dict[str, str]:
     """The cluster's: its `rise-ray` is found by name, as on a node with rise-ray installed."""
-    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**inherited, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    return {
+        **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+    }
 
 
 @pytest.fixture
@@ -74,10 +80,11 @@ def head() -> Iterator[str]:
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
     deadline = time.monotonic() + 120
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(request, timeout=5):
                 return
         except OSError:
             assert process.poll() is None, "the head did not start"
