@@ -90,15 +90,7 @@ def _connect(config: RunConfig, debug: bool) -> None:
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     level = "INFO" if debug else "ERROR"
     if address == "local":
-        store = config.ray.object_store_mib
-        ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus,
-            object_store_memory=store * 2**20 if store else None,
-            include_dashboard=False,
-            log_to_driver=debug,
-            logging_level=level,
-        )
+        _start_local(config, debug, level)
         return
     try:
         _require_listener(address)
@@ -107,6 +99,24 @@ def _connect(config: RunConfig, debug: bool) -> None:
         raise ClusterError(
             f"no Ray cluster at `{address}` ({str(error).strip().splitlines()[0]}); start one "
             "with `ray start --head`, or set `ray.address: local`"
+        ) from error
+
+
+def _start_local(config: RunConfig, debug: bool, level: str) -> None:
+    store = config.ray.object_store_mib
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus,
+            object_store_memory=store * 2**20 if store else None,
+            include_dashboard=False,
+            log_to_driver=debug,
+            logging_level=level,
+        )
+    except Exception as error:  # Ray raises a bare Exception when its processes are not up in time
+        raise ClusterError(
+            f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is the "
+            "machine overloaded, or out of memory or disk?"
         ) from error
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rise_ray.mdp import Phase
@@ -22,7 +23,9 @@ from tests.system.processes import descendants, named, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-COLLECT, TRAIN = "iteration-1/collect", "iteration-1/train"
+Reached = Callable[[int], bool]
+
+COLLECT = "iteration-1/collect"
 COMMAND = [str(Path(sys.executable).with_name("rise-ray")), "run", str(JOB), *SETTINGS]
 
 
@@ -34,7 +37,8 @@ def test_a_run_killed_while_it_rolls_and_while_it_trains_ends_like_an_undisturbe
     folder = tmp_path / "miniature"
     parts = folder / "trajectories" / "iteration=1" / "phase=collect"
 
-    kill_when(command, lambda pid: any(parts.glob("*.parquet")))
+    log = tmp_path / "run.log"
+    orphans = kill_when(command, log, lambda pid: any(parts.glob("*.parquet")))
     rolling = journal(folder)
     assert set(rolling) == {"base/eval"}
     stored = len(stored_ids(folder, 1, Phase.COLLECT))
@@ -45,7 +49,11 @@ def test_a_run_killed_while_it_rolls_and_while_it_trains_ends_like_an_undisturbe
     assert "--resume" in refused.stderr
 
     resume = [*command, "--resume"]
-    kill_when(resume, lambda pid: COLLECT in journal(folder) and named("ray::RayTrainWorker", pid))
+    orphans += kill_when(
+        resume,
+        log,
+        lambda pid: COLLECT in journal(folder) and bool(named("ray::RayTrainWorker", pid)),
+    )
     training = journal(folder)
     assert list(training)[-1] == "iteration-1/relabel"
     assert training[COLLECT]["rolled"] == PROBLEMS - stored
@@ -56,6 +64,9 @@ def test_a_run_killed_while_it_rolls_and_while_it_trains_ends_like_an_undisturbe
     for before in (rolling, training):
         assert {stage: finished[stage] for stage in before} == before
     check_trajectories(miniature_run, folder)
+    # Ray's own agents first try for a minute to tell the driver of the loss.
+    left = wait_gone(orphans, within_s=180)
+    assert not left, f"still running after their driver was killed: {left}"
 
 
 def check_trajectories(undisturbed: Run, folder: Path) -> None:
@@ -97,18 +108,16 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
 
-def kill_when(command: list[str], reached: Callable[[int], object]) -> None:
-    """Start a run, SIGKILL its driver once `reached(pid)`, and see that all its processes go."""
-    driver = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()
-    )
+def kill_when(command: list[str], log: Path, reached: Reached) -> list[psutil.Process]:
+    """Start a run and SIGKILL its driver once `reached(pid)`; the processes it leaves behind."""
+    with log.open("wb") as output:
+        driver = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
     deadline = time.monotonic() + 600
     while not reached(driver.pid):
-        assert driver.poll() is None, f"the run ended by itself: {driver.stderr.read()!r}"
-        assert time.monotonic() < deadline, "the run did not get there"
+        assert driver.poll() is None, f"the run ended by itself: {log.read_text()}"
+        assert time.monotonic() < deadline, f"the run did not get there: {log.read_text()}"
         time.sleep(0.02)
-    started = descendants(driver.pid)
+    orphans = descendants(driver.pid)
     driver.kill()
-    driver.communicate()
-    left = wait_gone(started, within_s=60)
-    assert not left, f"still running after the driver was killed: {left}"
+    driver.wait()
+    return orphans
