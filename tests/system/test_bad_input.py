@@ -21,7 +21,7 @@ from tests.system.processes import descendants, wait_gone
 ROOT = Path(__file__).parents[2]
 WARM_START = ROOT / "jobs" / "countdown_warmstart.yaml"
 SMALL = ["warm_start.examples=2000", "evaluation.problems=4", "ray.num_cpus=4"]
-LONG_S = 200
+LONG_S = 500
 
 
 @pytest.fixture
@@ -82,6 +82,8 @@ def _ours(work: Callable[[], object]) -> RiseError:
     return ours
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_ctrl_c_in_a_training_and_in_a_rollout_is_one_line_and_can_be_resumed(
     rise_ray: Callable[..., subprocess.Popen[str]],
 ) -> None:

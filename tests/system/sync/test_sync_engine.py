@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def test_a_checkpoint_that_lacks_a_part_of_a_fused_layer_is_refused_by_name(
     tensors = load_file(Path(models["b"]) / "model.safetensors")
     del tensors["model.layers.1.self_attn.k_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copyfile(Path(models["b"]) / "config.json", tmp_path / "config.json")
     message = ray.get(host(models["a"]).sync_damaged.remote(serve(str(tmp_path), 3), "none"))
     assert "lacks parameters of the model: `model.layers.1.self_attn.qkv_proj" in message
 
