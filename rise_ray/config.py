@@ -468,7 +468,8 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML: `parse_config(dump_config(c), [], ...) == c`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # ASCII only: some characters that YAML may hold raw come back as line breaks.
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

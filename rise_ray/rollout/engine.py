@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from rise_ray.config import ModelConfig, SamplingConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
@@ -77,8 +79,9 @@ class Engine:
         try:
             self.llm = LLMEngine.from_engine_args(arguments)
         except ValueError as error:
-            # pydantic's errors cannot be sent to the pool, and say what is wrong in mid-text.
-            text = " ".join(str(error).split())
+            # A pydantic error cannot be sent to the pool: its messages can.
+            found = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
+            text = "; ".join(" ".join(problem["msg"].split()) for problem in found)
             raise RuntimeError(f"vLLM refuses its settings: {text}") from error
         self.steps = 0
         self.tokens = 0

@@ -340,5 +340,4 @@ def _cause(error: BaseException) -> str:
     """The last line of a Ray error: what happened, without the remote traceback."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    lines = [line for line in lines if "For further information visit" not in line]  # pydantic's
     return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"
