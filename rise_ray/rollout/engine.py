@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
 from rise_ray.rollout.episode import Completion, Request
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreOutputs
 
 # On a machine shared with the trainer: a small key-value cache, and no pinning of threads to
 # cores that other processes use too. A user's environment or `workers.env` wins.
@@ -61,6 +64,7 @@ class Engine:
             "dtype": resolve_dtype(model.dtype, workers.num_gpus),
             "max_model_len": model.max_model_len,
             "trust_remote_code": model.trust_remote_code,
+            "load_format": "safetensors",  # a pickle could run code when it is read
             "seed": seed % 2**32,
             "disable_log_stats": True,
             "weight_transfer_config": WeightTransferConfig(backend=backend),
@@ -83,8 +87,9 @@ class Engine:
             found = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
             text = "; ".join(" ".join(problem["msg"].split()) for problem in found)
             raise RuntimeError(f"vLLM refuses its settings: {text}") from error
-        self.steps = 0
         self.tokens = 0
+        """Generated so far, those of unfinished responses included."""
+        self._count_tokens()
 
     @property
     def busy(self) -> bool:
@@ -117,7 +122,6 @@ class Engine:
 
     def step(self) -> list[tuple[str, list[Completion]]]:
         """One engine step: the requests that it finished, each with its n completions."""
-        self.steps += 1
         finished = []
         for output in self.llm.step():
             if not output.finished:
@@ -126,9 +130,20 @@ class Engine:
                 _completion(output.request_id, sample.token_ids, sample.finish_reason)
                 for sample in sorted(output.outputs, key=lambda sample: sample.index)
             ]
-            self.tokens += sum(len(c.token_ids) for c in completions)
             finished.append((output.request_id, completions))
         return finished
+
+    def _count_tokens(self) -> None:
+        """Count tokens as the core makes them: a finished request may be minutes away."""
+        core = self.llm.engine_core
+        get_output = core.get_output
+
+        def counted() -> EngineCoreOutputs:
+            outputs = get_output()
+            self.tokens += sum(len(output.new_token_ids) for output in outputs.outputs)
+            return outputs
+
+        core.get_output = counted
 
 
 def _completion(key: str, token_ids: Sequence[int], finish_reason: str | None) -> Completion:

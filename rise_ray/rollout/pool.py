@@ -13,8 +13,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Literal
 
 import ray
@@ -25,32 +23,14 @@ from rise_ray.errors import ClusterError, RolloutError, SyncError, user_error
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from rise_ray.rollout.leases import LeaseBook
+from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker, WeightVersion
 from rise_ray.sync.receiver import push_weights
 from rise_ray.sync.source import WeightServerActor
 
 logger = logging.getLogger(__name__)
 
-_MOST_START_FAILURES = 3  # in a row, before the pool gives up on starting workers
-
-
-class Status(StrEnum):
-    """Where a worker is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-
-
-@dataclass
-class Member:
-    """A worker of the pool: `call` is what it is doing, since `since` (monotonic seconds)."""
-
-    name: str
-    handle: Any
-    version: WeightVersion
-    status: Status
-    call: Any
-    since: float
+_MOST_START_FAILURES = 2  # in a row; one more for each worker, since a lost node takes several
 
 
 class RolloutPool:
@@ -84,6 +64,9 @@ class RolloutPool:
         self._names = (f"{label}-{number}" for number in itertools.count())
         self._members: dict[str, Member] = {}
         self._start_failures = 0
+        self.lost_workers = 0
+        self.requeued = 0
+        """Leases that went back to the queue, all rolls together."""
 
     def roll(self, specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
         """Run episodes; yield each one's trajectory once, as they end.
@@ -102,7 +85,7 @@ class RolloutPool:
             self.wait_ready()
         while book.open:
             self._grow(book.open)
-            self._limit_waiting()
+            self._limit_starts()
             self._lease(book, by_id)
             for trajectory in self._collect(book, by_id):
                 if trajectory.stop_reason is StopReason.ERROR:
@@ -131,8 +114,10 @@ class RolloutPool:
     def sync(self, version: WeightVersion) -> None:
         """Bring the running workers to `version`; later ones load its checkpoint.
 
+        A worker that dies or misses `sync.deadline_s` is ended, and replaced by the next roll.
+
         Raises:
-            SyncError: a worker missed `sync.deadline_s`, or does not hold the version afterwards.
+            SyncError: a worker does not hold the version afterwards.
         """
         self.version = version
         members = list(self._members.values())
@@ -145,8 +130,8 @@ class RolloutPool:
         backend = self._sync.backend
         calls = self._pull(ready) if backend == "object_store" else self._push(ready, backend)
         done, late = ray.wait(list(calls), num_returns=len(calls), timeout=self._sync.deadline_s)
-        if late:
-            raise SyncError(self._late(calls[late[0]].name))
+        for call in late:
+            self._drop(calls[call], self._late(calls[call].name))
         for call in done:
             self._synced(calls[call], call)
 
@@ -173,7 +158,8 @@ class RolloutPool:
         try:
             ray.get(sent, timeout=self._sync.deadline_s)
         except GetTimeoutError as error:
-            raise SyncError(self._late("the push to all workers")) from error
+            names = ", ".join(member.name for member in members)
+            raise SyncError(self._late(f"one of {names}")) from error
         except RayError as error:
             _raise_if_ours(error)
             raise SyncError(
@@ -192,9 +178,8 @@ class RolloutPool:
             ray.get(call)
             member.version = self.version
         except RayError as error:
-            self._remove(member)
             _raise_if_ours(error)
-            logger.warning("worker %s is lost during a sync: %s", member.name, _cause(error))
+            self._drop(member, f"{member.name} died during a sync: {_cause(error)}")
 
     def release(self) -> None:
         """Stop every worker (their CPUs and GPUs go back to Ray); the next roll starts new ones."""
@@ -231,8 +216,8 @@ class RolloutPool:
             room = self._config.episodes_in_flight - book.held(member.name)
             specs = [by_id[i] for i in book.take(member.name, room)]
             if specs or book.held(member.name):
-                member.call = member.handle.exchange.remote(specs)
-                member.since = time.monotonic()
+                idle = len(specs) == book.held(member.name)
+                member.exchange(specs, was_idle=idle)
 
     def _collect(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
         """Wait for workers' answers; handle joins, results, deaths and stalls."""
@@ -249,12 +234,15 @@ class RolloutPool:
             except RayError as error:
                 yield from self._lost(member, _cause(error), book, by_id)
                 continue
+            member.note(progress)
             for trajectory in progress.finished:
                 if book.complete(member.name, trajectory.id):
                     yield trajectory
-        for member in self._stalled():
-            reason = f"no answer for {self._config.progress_deadline_s:g} s"
-            yield from self._lost(member, reason, book, by_id)
+        deadline_s = self._config.progress_deadline_s
+        for member in list(self._members.values()):
+            if book.held(member.name) and (lacking := member.stalled(deadline_s)):
+                reason = f"no {lacking} for {deadline_s:g} s"
+                yield from self._lost(member, reason, book, by_id)
 
     def _started(self, member: Member) -> None:
         try:
@@ -264,7 +252,7 @@ class RolloutPool:
             self._start_failures += 1
             _raise_if_ours(error)
             logger.warning("worker %s did not start: %s", member.name, _cause(error))
-            if self._start_failures >= _MOST_START_FAILURES:
+            if self._start_failures >= _MOST_START_FAILURES + self._config.max_workers:
                 raise RolloutError(
                     f"{self._label} workers cannot start ({self._start_failures} in a row failed); "
                     f"the last cause: {_cause(error)}"
@@ -277,25 +265,19 @@ class RolloutPool:
         self, member: Member, reason: str, book: LeaseBook, by_id: dict[str, EpisodeSpec]
     ) -> Iterator[Trajectory]:
         held = book.held(member.name)
-        logger.warning("worker %s is lost with %d episodes: %s", member.name, held, reason)
-        self._remove(member)
-        for episode in book.lost(member.name):
+        self._drop(member, f"{member.name} is lost with {held} episodes: {reason}")
+        aside = book.lost(member.name)
+        self.requeued += held - len(aside)
+        for episode in aside:
             yield failed_trajectory(
                 by_id[episode],
                 f"lost with {self._config.max_attempts} workers; the last, {member.name}: {reason}",
             )
 
-    def _stalled(self) -> list[Member]:
-        now = time.monotonic()
-        late = [
-            member
-            for member in self._members.values()
-            if member.status is Status.READY
-            and member.call is not None
-            and now - member.since > self._config.progress_deadline_s
-        ]
-        # An answer that waits to be read is no stall: what is slow is the caller of `roll`.
-        return [m for m in late if not ray.wait([m.call], timeout=0, fetch_local=False)[0]]
+    def _drop(self, member: Member, reason: str) -> None:
+        logger.warning("worker %s", reason)
+        self.lost_workers += 1
+        self._remove(member)
 
     def _remove(self, member: Member) -> None:
         del self._members[member.name]
@@ -313,11 +295,24 @@ class RolloutPool:
                 f"the last, {last.id}: {last.error}"
             )
 
-    def _limit_waiting(self) -> None:
-        """Where no worker is left, wait no longer for others than a start may take."""
+    def _limit_starts(self) -> None:
+        """A worker may take `start_deadline_s` to start: then it is tried anew.
+
+        Raises:
+            ClusterError: there is no other worker.
+        """
         since = time.monotonic() - self._config.start_deadline_s
-        if all(m.status is Status.STARTING and m.since < since for m in self._members.values()):
+        late = [
+            member
+            for member in self._members.values()
+            if member.status is Status.STARTING and member.since < since
+        ]
+        if late and len(late) == len(self._members):
             raise ClusterError(self._explain_missing())
+        for member in late:
+            self._drop(
+                member, f"{member.name} did not start in {self._config.start_deadline_s:g} s"
+            )
 
     def _explain_missing(self) -> str:
         config = self._config

@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import ray
-
 from rise_ray.config import ModelTeacher as ModelTeacherConfig
 from rise_ray.config import NoTeacher, TeacherConfig
 from rise_ray.config import OpenAITeacher as OpenAITeacherConfig
@@ -27,16 +25,18 @@ from rise_ray.mdp import (
     FinishReason,
     Message,
     Phase,
-    Problem,
     StopReason,
     Trajectory,
     Verdict,
     derive_seed,
 )
+from rise_ray.redact import redact
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.tasks.base import Task
+from rise_ray.verify.actor import VerifierHandle
+from rise_ray.verify.client import verify_all
 
 TEACHER_VERSION = -1
 _BATCH = 64  # trajectories that the teacher works on at once
@@ -65,7 +65,7 @@ class Student:
 
     task: Task
     chat: ChatFormat
-    verifiers: Sequence[Any]
+    verifiers: Sequence[VerifierHandle]
 
     def messages(self, trajectory: Trajectory, turn: int) -> list[Message]:
         """The state of `turn` as chat messages, for a teacher with another tokenizer."""
@@ -85,7 +85,7 @@ class Student:
             for trajectory, answers in answered
             for answer in answers.values()
         ]
-        verdicts = iter(self._verify(items))
+        verdicts = iter(verify_all(self.verifiers, items))
         results = []
         for trajectory, answers in answered:
             turns = list(trajectory.turns)
@@ -106,16 +106,6 @@ class Student:
             weight_version=TEACHER_VERSION,
             seed=answer.seed,
         )
-
-    def _verify(self, items: list[tuple[Problem, str]]) -> list[Verdict]:
-        share = -(-len(items) // len(self.verifiers)) or 1
-        calls = [
-            verifier.check.remote(items[start : start + share])
-            for verifier, start in zip(
-                itertools.cycle(self.verifiers), range(0, len(items), share), strict=False
-            )
-        ]
-        return [verdict for verdicts in ray.get(calls) for verdict in verdicts]
 
 
 class ReferenceTeacher:
@@ -210,6 +200,7 @@ class OpenAITeacher:
             )
         self._student = student
         self._config = config
+        self._key = key
         self._seed = seed
         self.spent = spent
         self._next_start = 0.0
@@ -275,7 +266,8 @@ class OpenAITeacher:
             except OpenAIError as error:
                 raise TeacherError(
                     f"teacher {config.model} at {config.base_url or 'the OpenAI endpoint'}: "
-                    f"{type(error).__name__}: {error}; check `teacher` and resume"
+                    f"{type(error).__name__}: {redact(str(error), self._key)}; check `teacher` "
+                    "and resume"
                 ) from error
         return self._read(reply, trajectory, turn, seed)
 

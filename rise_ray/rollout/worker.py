@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError
-
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.mdp import Outcome, Problem, Trajectory, Verdict
+from rise_ray.mdp import Trajectory, Verdict
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer
 from rise_ray.rollout.engine import Engine
@@ -34,9 +30,10 @@ from rise_ray.sync.parity import (
 )
 from rise_ray.sync.receiver import WeightReceiver
 from rise_ray.sync.update import commit_version, sync_engine
+from rise_ray.verify.actor import VerifierHandle
+from rise_ray.verify.client import Verification
 
 _EXCHANGE_S = 0.5  # how long one exchange runs the engine
-_MOST_VERIFIER_LOSSES = 3  # with one batch, before its verdicts are `error`
 _VERIFIER_WAIT_S = 0.002  # how long an idle engine waits for a verdict at a time
 
 
@@ -55,12 +52,13 @@ class WeightVersion:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What an exchange gives back. `steps` and `tokens` count from the worker's start."""
+    """What an exchange gives back."""
 
     finished: list[Trajectory]
-    in_flight: int
-    steps: int
+    engine_busy: bool
+    """Whether the engine has requests; without one, every episode waits for the verifier."""
     tokens: int
+    """Generated since the worker's start."""
 
 
 class RolloutWorker(WeightReceiver):
@@ -70,7 +68,7 @@ class RolloutWorker(WeightReceiver):
         name: what the pool calls it.
         version: the weights to load.
         model, workers, sync: settings.
-        verifiers: handles of `rise_ray.verify.actor` actors.
+        verifiers: of `rise_ray.verify.actor.start_verifiers`.
         seed: of the engine.
     """
 
@@ -81,7 +79,7 @@ class RolloutWorker(WeightReceiver):
         model: ModelConfig,
         workers: WorkersConfig,
         sync: SyncConfig,
-        verifiers: Sequence[Any],
+        verifiers: Sequence[VerifierHandle],
         seed: int,
     ) -> None:
         self.name = name
@@ -154,7 +152,7 @@ class RolloutWorker(WeightReceiver):
             for (episode, request), verdicts in self._verification.poll(wait_s):
                 self._verified(episode, request, verdicts)
         finished, self._finished = self._finished, []
-        return Progress(finished, self._episodes, self._engine.steps, self._engine.tokens)
+        return Progress(finished, self._engine.busy, self._engine.tokens)
 
     def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -174,66 +172,3 @@ class RolloutWorker(WeightReceiver):
 
     def _verified(self, episode: Episode, request: Request, verdicts: Sequence[Verdict]) -> None:
         self._proceed(episode, episode.verified(request, verdicts))
-
-
-@dataclass
-class _Batch:
-    """Responses sent to a verifier together: each tag with the number of its items."""
-
-    items: list[tuple[Problem, str]]
-    tags: list[tuple[Any, int]]
-    losses: int = 0
-
-
-class Verification:
-    """Responses on their way through the verifier actors, in batches that form by themselves.
-
-    Each verifier has one batch at a time; what completes meanwhile is the next batch. A batch
-    whose verifier died is sent again (checking has no side effects), a few times.
-    """
-
-    def __init__(self, verifiers: Sequence[Any]) -> None:
-        self._idle = deque(verifiers)
-        self._waiting = _Batch([], [])
-        self._lost: deque[_Batch] = deque()
-        self._calls: dict[Any, tuple[Any, _Batch]] = {}
-
-    def add(self, tag: Any, items: list[tuple[Problem, str]]) -> None:
-        """Queue responses; `tag` comes back with their verdicts."""
-        self._waiting.items += items
-        self._waiting.tags.append((tag, len(items)))
-
-    def poll(self, wait_s: float) -> list[tuple[Any, list[Verdict]]]:
-        """Send what waits, collect what is checked, waiting at most `wait_s` for it."""
-        self._send()
-        if not self._calls:
-            return []
-        done, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=wait_s)
-        results = []
-        for call in done:
-            verifier, batch = self._calls.pop(call)
-            self._idle.append(verifier)
-            verdicts = iter(self._verdicts(call, batch))
-            results += [(tag, list(itertools.islice(verdicts, n))) for tag, n in batch.tags]
-        return results
-
-    def _send(self) -> None:
-        while self._idle and (self._lost or self._waiting.tags):
-            if self._lost:
-                batch = self._lost.popleft()
-            else:
-                batch, self._waiting = self._waiting, _Batch([], [])
-            verifier = self._idle.popleft()
-            self._calls[verifier.check.remote(batch.items)] = (verifier, batch)
-
-    def _verdicts(self, call: Any, batch: _Batch) -> list[Verdict]:
-        try:
-            return list(ray.get(call))
-        except RayActorError as error:
-            batch.losses += 1
-            if batch.losses < _MOST_VERIFIER_LOSSES:
-                self._lost.append(_Batch(batch.items, batch.tags, batch.losses))
-                batch.tags = []  # nothing to hand out yet
-                return []
-            reason = f"the verifier died {batch.losses} times: {error}"
-            return [Verdict(Outcome.ERROR, None, reason) for _ in batch.items]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -11,31 +13,82 @@ from rise_ray.config import TaskConfig, VerifyConfig
 from rise_ray.mdp import Problem, Verdict
 from rise_ray.verify.checker import Checker
 
+Item = tuple[Problem, str]
+_WATCH = "watch"  # the threads that answer while another one checks
+
 
 class Verifier:
     """Checks items of one task in the child processes of its node."""
 
     def __init__(self, task: TaskConfig, config: VerifyConfig) -> None:
-        self._checker = Checker(task, config.processes, config.deadline_s, config.memory_mib)
+        self._task = task
+        self._config = config
+        self._checker: Checker | None = None
 
-    def check(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    def check(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in their order (see `Checker.check`)."""
-        return self._checker.check(items)
+        return self._started().check(items)
 
     def pids(self) -> list[int]:
         """Of the child processes."""
-        return self._checker.pids
+        return self._started().pids
 
     def close(self) -> None:
         """Kill the child processes, before the actor itself is killed."""
-        self._checker.close()
+        if self._checker is not None:
+            self._checker.close()
+
+    @ray.method(concurrency_group=_WATCH)
+    def progress(self) -> int:
+        """`Checker.progress`: answered at once, also while a check is under way."""
+        return 0 if self._checker is None else self._checker.progress
+
+    def _started(self) -> Checker:
+        """The checker, made by the first call and not by the constructor.
+
+        So an error reaches the caller as what it is, and the children's parent thread (they die
+        with it) is the one that serves all calls.
+        """
+        if self._checker is None:
+            config = self._config
+            self._checker = Checker(
+                self._task, config.processes, config.deadline_s, config.memory_mib
+            )
+        return self._checker
 
 
-def start_verifiers(task: TaskConfig, config: VerifyConfig) -> list[ActorHandle]:
-    """`config.actors` verifiers, which Ray restarts wherever and whenever they die.
+@dataclass(frozen=True, slots=True)
+class VerifierHandle:
+    """A verifier as other processes hold it: pass it around, and check with `Verification`.
 
-    A call that was under way when its actor died raises `ray.exceptions.RayActorError`: checking
-    has no side effects, so the caller sends the items again, to this verifier or another.
+    `progress_deadline_s`: a verifier that has work and settles nothing for so long is hung.
     """
-    actor = ray.remote(num_cpus=config.num_cpus, max_restarts=-1)(Verifier)
-    return [actor.remote(task, config) for _ in range(config.actors)]
+
+    actor: ActorHandle
+    progress_deadline_s: float
+
+    def check(self, items: Sequence[Item]) -> Any:
+        """A reference to the verdicts. A verifier that dies meanwhile is a `RayActorError`."""
+        return self.actor.check.remote(items)
+
+    def progress(self) -> Any:
+        """A reference to a number that grows while the verifier does anything."""
+        return self.actor.progress.remote()
+
+    def restart(self) -> None:
+        """Kill the verifier, hung or not; Ray starts it again."""
+        ray.kill(self.actor, no_restart=False)
+
+    def stop(self) -> None:
+        """Kill the verifier for good; its children end with it."""
+        ray.kill(self.actor)
+
+
+def start_verifiers(task: TaskConfig, config: VerifyConfig) -> list[VerifierHandle]:
+    """`config.actors` verifiers, which Ray restarts wherever and whenever they die."""
+    actor = ray.remote(num_cpus=config.num_cpus, max_restarts=-1, concurrency_groups={_WATCH: 1})
+    verifier = actor(Verifier)
+    return [
+        VerifierHandle(verifier.remote(task, config), config.progress_deadline_s)
+        for _ in range(config.actors)
+    ]

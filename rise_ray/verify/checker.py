@@ -111,6 +111,8 @@ class Checker:
         self._memory_mib = memory_mib
         self._children: list[ChildProcess | None] = [None] * processes
         self._failed_starts = 0
+        self.progress = 0
+        """Grows with every reply and every lost child: where it stands still, nothing is done."""
         nothing = _Batch([], self.verifier_version)
         try:
             while not all(child and child.ready for child in self._children):
@@ -182,6 +184,7 @@ class Checker:
     def _serve(self, child: ChildProcess, batch: _Batch) -> None:
         """Take a child's replies; replace it if it died, is late, or asks to be."""
         replies, closed = child.read()
+        self.progress += len(replies)
         for reply in replies:
             if not child.ready:
                 self._start(child, reply)
@@ -209,6 +212,7 @@ class Checker:
     def _lose(self, child: ChildProcess, reason: str, batch: _Batch) -> None:
         """The item the child was at is an error; the ones after it wait for another child."""
         self._remove(child)
+        self.progress += 1
         if not child.ready:
             self._failed_starts += 1
             if self._failed_starts == MAX_FAILED_STARTS:

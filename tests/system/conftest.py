@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -21,7 +20,7 @@ from rise_ray.stages import Stages
 from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
 from rise_ray.tasks.countdown import Countdown
-from rise_ray.verify.actor import start_verifiers
+from rise_ray.verify.actor import VerifierHandle, start_verifiers
 from tests.system.miniature import JOB, SETTINGS
 from tests.system.processes import descendants, wait_gone
 
@@ -83,13 +82,12 @@ def other_model(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def verifiers(ray_runtime: None) -> Iterator[list[Any]]:
+def verifiers(ray_runtime: None) -> Iterator[list[VerifierHandle]]:
     """One verifier of Countdown."""
     started = start_verifiers(TaskConfig(name="countdown"), VerifyConfig())
     yield started
-    ray.get([verifier.close.remote() for verifier in started])
     for verifier in started:
-        ray.kill(verifier)
+        verifier.stop()
 
 
 def make_version(iteration: int, folder: Path) -> WeightVersion:

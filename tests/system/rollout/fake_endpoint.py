@@ -52,7 +52,9 @@ class FakeEndpoint:
         with self._lock:
             self._at_once -= 1
         if status != 200:
-            return status, {"error": {"message": f"refused with {status}"}}
+            # As some servers do, it repeats the key that it refuses.
+            message = f"refused with {status}. Incorrect API key provided: {key}"
+            return status, {"error": {"message": message}}
         return status, self._completion(request)
 
     def _completion(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -146,7 +146,8 @@ def test_an_endpoint_that_goes_on_refusing_stops_the_run(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
     endpoint.refusals = [500] * 1000
-    with pytest.raises(TeacherError, match=r"fake-model at http.*InternalServerError.*resume"):
+    refused = r"fake-model at http.*InternalServerError.*provided: Bearer \*\*\*.*resume"
+    with pytest.raises(TeacherError, match=refused):  # the endpoint repeats the key, the error not
         list(make_openai(max_retries=1).improve(rolled))
 
 

@@ -1,67 +1,142 @@
-"""Verifiers as real Ray actors: they judge, survive their children, and come back when killed."""
+"""Verifiers as real Ray actors: whatever is killed or hangs, every item gets its own verdict."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import psutil
 import pytest
 import ray
 
 from rise_ray.config import TaskConfig, VerifyConfig
-from rise_ray.mdp import Outcome
+from rise_ray.errors import ConfigError, user_error
+from rise_ray.mdp import Outcome, Verdict
 from rise_ray.tasks.countdown import Countdown
-from rise_ray.verify.actor import start_verifiers
+from rise_ray.verify.actor import Item, VerifierHandle, start_verifiers
+from rise_ray.verify.client import MOST_LOSSES, Verification, verify_all
+from tests.system.processes import wait_gone
+from tests.system.verify.slow_task import CHECK_S, POISON, TASK
 
 COUNTDOWN = TaskConfig(name="countdown")
+SLOW = TaskConfig(name=TASK)
+HUNG_S = 4.0
+WITHIN_S = 120.0
 
 
-@pytest.fixture
-def items():
+@contextmanager
+def verifying(task: TaskConfig, **settings: object) -> Iterator[list[VerifierHandle]]:
+    verifiers = start_verifiers(task, VerifyConfig.model_validate(settings))
+    try:
+        yield verifiers
+    finally:
+        for verifier in verifiers:
+            verifier.stop()
+
+
+def make_items(count: int) -> list[Item]:
     task = Countdown()
-    chats = task.demonstrations(task.load("dev"), 300, random.Random(0))
+    chats = task.demonstrations(task.load("dev"), count, random.Random(0))
     return [(problem, messages[1].content) for problem, messages in chats]
 
 
-def check_until_back(verifier, items, within_s=60.0):
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            return ray.get(verifier.check.remote(items))
-        except ray.exceptions.RayActorError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+def expected(items: list[Item]) -> list[Outcome]:
+    return [Countdown().check(*item).outcome for item in items]
 
 
-def test_verifiers_judge_restart_and_leave_no_process(ray_runtime, items):
-    verifiers = start_verifiers(COUNTDOWN, VerifyConfig(actors=2, processes=2))
-    task = Countdown()
-    expected = [task.check(*item).outcome for item in items]
-    for verdicts in ray.get([verifier.check.remote(items) for verifier in verifiers]):
-        assert [verdict.outcome for verdict in verdicts] == expected
+def children(verifier: VerifierHandle) -> list[psutil.Process]:
+    return [psutil.Process(pid) for pid in ray.get(verifier.actor.pids.remote())]
 
-    verifier, other = verifiers
-    children = ray.get(verifier.pids.remote())
-    assert len(children) == 2
 
-    # A child is killed between calls: nobody is to blame, nothing is lost.
-    os.kill(children[0], signal.SIGKILL)
-    time.sleep(0.2)
-    verdicts = ray.get(verifier.check.remote(items))
-    assert Outcome.ERROR not in {verdict.outcome for verdict in verdicts}
+def process_of(verifier: VerifierHandle) -> psutil.Process:
+    """The actor's own."""
+    return children(verifier)[0].parent()
 
-    # The actor is killed: Ray brings it back, and its old children are gone.
-    children = ray.get(verifier.pids.remote())
-    ray.kill(verifier, no_restart=False)
-    verdicts = check_until_back(verifier, items)
-    assert [verdict.outcome for verdict in verdicts] == expected
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
-    # Closed: no child is left.
-    children = [pid for v in verifiers for pid in ray.get(v.pids.remote())]
-    ray.get([v.close.remote() for v in verifiers])
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
-    assert ray.get(other.pids.remote()) == []
+def disturbed(
+    verifiers: list[VerifierHandle], items: list[Item], disturb: Callable[[], object]
+) -> tuple[list[Verdict], float]:
+    """The verdicts where `disturb` happens while the items are checked, and the seconds it took."""
+    verification = Verification(verifiers)
+    for tag, item in enumerate(items):
+        verification.add(tag, [item])
+    started = time.monotonic()
+    found = dict(verification.poll(wait_s=20 * CHECK_S))
+    assert not found, "too fast to be disturbed"
+    disturb()
+    while len(found) < len(items):
+        found |= dict(verification.poll(wait_s=0.2))
+        assert time.monotonic() - started < WITHIN_S
+    return [found[tag][0] for tag in range(len(items))], time.monotonic() - started
+
+
+def test_verifiers_judge_as_the_task_and_leave_no_process(ray_runtime: None) -> None:
+    items = make_items(300)
+    with verifying(COUNTDOWN, actors=2, processes=2) as verifiers:
+        for verifier in verifiers:
+            verdicts = ray.get(verifier.check(items))
+            assert [verdict.outcome for verdict in verdicts] == expected(items)
+        assert [v.outcome for v in verify_all(verifiers, items)] == expected(items)
+        started = [child for verifier in verifiers for child in children(verifier)]
+        assert len(started) == 4
+    assert wait_gone(started) == []
+
+
+def test_a_killed_child_costs_no_verdict(ray_runtime: None) -> None:
+    items = make_items(300)
+    with verifying(COUNTDOWN) as (verifier,):
+        (child,) = children(verifier)
+        child.kill()
+        assert wait_gone([child]) == []
+        assert [v.outcome for v in verify_all([verifier], items)] == expected(items)
+
+
+def test_a_killed_verifier_costs_no_verdict(ray_runtime: None) -> None:
+    items = make_items(400)
+    with verifying(SLOW, actors=2) as verifiers:
+        old, old_children = process_of(verifiers[0]), children(verifiers[0])
+        verdicts, _ = disturbed(verifiers, items, old.kill)
+        assert [verdict.outcome for verdict in verdicts] == expected(items)
+        assert wait_gone([old, *old_children]) == []
+        assert process_of(verifiers[0]) != old  # Ray brought it back
+
+
+def test_a_hung_verifier_is_restarted_and_costs_no_verdict(ray_runtime: None) -> None:
+    items = make_items(400)
+    with verifying(SLOW, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
+        old = process_of(verifier)
+        verdicts, took_s = disturbed([verifier], items, lambda: old.send_signal(signal.SIGSTOP))
+        assert [verdict.outcome for verdict in verdicts] == expected(items)
+        assert took_s > HUNG_S
+        assert wait_gone([old]) == []
+
+
+def test_a_slow_verifier_is_not_taken_for_a_hung_one(ray_runtime: None) -> None:
+    items = make_items(int(3 * HUNG_S / CHECK_S))
+    with verifying(SLOW, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
+        before = process_of(verifier)
+        assert [v.outcome for v in verify_all([verifier], items)] == expected(items)
+        assert process_of(verifier) == before
+
+
+def test_a_batch_that_kills_its_verifier_again_and_again_is_an_error_and_the_next_is_judged(
+    ray_runtime: None,
+) -> None:
+    (problem, response), *_ = make_items(1)
+    with verifying(SLOW) as (verifier,):
+        verdicts = verify_all([verifier], [(problem, POISON)])
+        assert verdicts[0].outcome is Outcome.ERROR
+        assert f"the verifier was lost {MOST_LOSSES} times" in verdicts[0].reason
+        assert "\n" not in verdicts[0].reason
+        (after,) = verify_all([verifier], [(problem, response)])
+        assert after.outcome is not Outcome.ERROR
+
+
+def test_a_task_that_does_not_load_is_the_config_error_it_is(ray_runtime: None) -> None:
+    bad = TaskConfig(name="gsm8k", options={"pathh": 1})
+    with verifying(bad) as verifiers, pytest.raises(Exception, match="pathh") as caught:
+        verify_all(verifiers, make_items(1))
+    assert isinstance(user_error(caught.value), ConfigError)

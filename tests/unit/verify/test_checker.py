@@ -7,32 +7,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from rise_ray.config import TaskConfig
 from rise_ray.mdp import Outcome
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
 from tests.unit.verify.harness import HOSTILE_TASK, PROBLEM, checking
-
-MATH = TaskConfig(name="math")
-
-HOSTILE_ANSWERS = [
-    "9^{9^{9^{9}}}",
-    "9**9**9**9",
-    r"\int_0^1 \sin(x^x) dx",
-    r"\sum_{n=1}^{10^9} n^n",
-    r"\binom{10^9}{10^8}",
-    "(" * 400 + "1" + ")" * 400,
-    "{" * 500 + "}" * 500,
-    r"\sqrt{" * 140 + "2" + "}" * 140,
-    rf"\frac{{{'1' * 450}}}{{{'3' * 450}}}",
-    "1\x00",
-    "\ud800",
-    "\u202e72\u202c",
-    "__import__('os')._exit(1)",
-]
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -137,20 +117,6 @@ def test_an_over_long_response_is_unparseable_and_never_sent(hostile):
     assert str(MAX_RESPONSE_CHARS) in verdicts[0].reason
 
 
-@pytest.mark.parametrize("answer", HOSTILE_ANSWERS)
-def test_a_hostile_answer_is_settled_by_its_deadline_and_the_next_one_is_judged(answer):
-    box = rf"\boxed{{{answer}}}"
-    with checking(MATH) as checker:
-        checker.check([(PROBLEM, r"\boxed{72}")])  # sympy's first use is slow
-        started = time.monotonic()
-        verdicts = checker.check([(PROBLEM, box), (PROBLEM, r"so \boxed{72}")])
-        took_s = time.monotonic() - started
-    assert verdicts[0].outcome is not Outcome.CORRECT
-    assert verdicts[0].reason
-    assert verdicts[1].outcome in (Outcome.CORRECT, Outcome.ERROR)  # cold sympy, busy machine
-    assert took_s < 15
-
-
 @pytest.mark.parametrize("unit", ["{", "}", r"\boxed{", "\\", "\x00", "#### ", "9", "\u202e"])
 @pytest.mark.parametrize("name", ["gsm8k", "math", "countdown"])
 def test_a_megabyte_of_anything_is_unparseable_and_no_error(name, unit, megabyte_checkers):
@@ -168,17 +134,6 @@ def megabyte_checkers():
     yield checkers
     for checker in checkers.values():
         checker.close()
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
-def test_any_text_gets_a_named_outcome(megabyte_checkers, texts):
-    for name in ("gsm8k", "math"):
-        items = [(PROBLEM, text) for text in texts]
-        items += [(PROBLEM, rf"\boxed{{{text}}}") for text in texts]
-        verdicts = megabyte_checkers[name].check(items)
-        assert len(verdicts) == len(items)
-        assert all(verdict.reason for verdict in verdicts)
 
 
 def test_a_check_is_fast_enough_for_rollouts():

@@ -1,0 +1,216 @@
+"""Answers on their way to the verifier actors and back, whatever happens to those.
+
+    verdicts = verify_all(verifiers, [(problem, response), ...])     # and wait for them
+
+    verification = Verification(verifiers)                           # or beside other work
+    verification.add(tag, [(problem, response), ...])
+    for tag, verdicts in verification.poll(wait_s=0.1): ...
+
+A verifier that dies or hangs costs time and no verdict: checking has no side effects, so its
+batch is sent again. Only a batch that was lost several times ends as `error`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
+
+from rise_ray.mdp import Outcome, Verdict
+from rise_ray.verify.actor import Item, VerifierHandle
+
+MOST_LOSSES = 3
+"""Verifiers that a batch may be lost with before its verdicts are `error`."""
+_LOOK_S = 1.0  # how often the verifiers are looked at
+_LOSSES = (RayActorError, ObjectLostError, OutOfMemoryError)
+
+
+@dataclass
+class _Batch:
+    """Responses sent to a verifier together: each tag with the number of its items."""
+
+    items: list[Item]
+    tags: list[tuple[Any, int]]
+    losses: int = 0
+
+
+@dataclass
+class _Line:
+    """One verifier: the batch that it has, and its last sign of progress.
+
+    `away`: it was lost; it gets work again when the restarted one answers. `since` is in watched
+    seconds (see `Verification`).
+    """
+
+    verifier: VerifierHandle
+    batch: _Batch | None = None
+    call: Any = None
+    away: bool = False
+    ping: Any = None
+    progress: int | None = None
+    since: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.batch is None and not self.away
+
+
+class Verification:
+    """Responses on their way through the verifiers, in batches that form by themselves.
+
+    Each verifier has one batch at a time; what is added meanwhile is the next batch. Slow and
+    hung are told apart by progress: a verifier that settles nothing for `progress_deadline_s` is
+    restarted. That time is counted only while someone polls, so a caller may pause.
+    """
+
+    def __init__(self, verifiers: Sequence[VerifierHandle]) -> None:
+        self._lines = deque(_Line(verifier) for verifier in verifiers)
+        self._waiting: deque[tuple[Any, list[Item]]] = deque()
+        self._lost: deque[_Batch] = deque()
+        self._results: list[tuple[Any, list[Verdict]]] = []
+        self._polled = time.monotonic()
+        self._watched_s = self._looked_s = self._answered_s = 0.0
+
+    def add(self, tag: Any, items: list[Item]) -> None:
+        """Queue responses; `tag` comes back with their verdicts."""
+        self._waiting.append((tag, items))
+
+    def poll(self, wait_s: float) -> list[tuple[Any, list[Verdict]]]:
+        """Send what waits, collect what is checked, waiting at most `wait_s` for it.
+
+        Raises:
+            ConfigError: the verifiers cannot start: the task cannot be loaded, or not within
+                `verify.memory_mib` (wrapped by Ray: see `rise_ray.errors.user_error`).
+        """
+        now = time.monotonic()
+        self._watched_s += min(now - self._polled, _LOOK_S)
+        self._polled = now
+        self._send()
+        self._collect(wait_s)
+        if self._watched_s - self._looked_s >= _LOOK_S:
+            self._looked_s = self._watched_s
+            self._look()
+        results, self._results = self._results, []
+        return results
+
+    def _send(self) -> None:
+        idle = [line for line in self._lines if line.idle]
+        for position, line in enumerate(idle):
+            batch = self._next_batch(verifiers=len(idle) - position)
+            if batch is None:
+                return
+            line.batch, line.call = batch, line.verifier.check(batch.items)
+            line.progress, line.since = None, self._watched_s
+
+    def _next_batch(self, verifiers: int) -> _Batch | None:
+        """What a verifier gets next, where so many are free."""
+        if self._lost:
+            return self._lost.popleft()
+        share = math.ceil(len(self._waiting) / verifiers)
+        if not share:
+            return None
+        added = [self._waiting.popleft() for _ in range(share)]
+        return _Batch(
+            items=[item for _, items in added for item in items],
+            tags=[(tag, len(items)) for tag, items in added],
+        )
+
+    def _collect(self, wait_s: float) -> None:
+        lines = {line.call: line for line in self._lines if line.batch}
+        if not lines:
+            if self._waiting or self._lost:  # every verifier is away: do not spin
+                time.sleep(wait_s)
+            return
+        if wait_s:
+            ray.wait(list(lines), timeout=wait_s)  # for the first of them
+        for call in ray.wait(list(lines), num_returns=len(lines), timeout=0)[0]:
+            self._take(lines[call])
+
+    def _take(self, line: _Line) -> None:
+        assert line.batch is not None
+        try:
+            verdicts = iter(ray.get(line.call))
+        except _LOSSES as error:
+            self._lose(line, str(error).strip().splitlines()[0])
+            return
+        self._results += [
+            (tag, list(itertools.islice(verdicts, count))) for tag, count in line.batch.tags
+        ]
+        line.batch = line.call = line.ping = None
+        self._lines.remove(line)
+        self._lines.append(line)  # the one that waited longest is first in line
+
+    def _look(self) -> None:
+        """Restart what is silent for too long, and ask the others how far they are."""
+        for line in list(self._lines):
+            if line.idle:
+                continue
+            self._listen(line)
+            deadline_s = line.verifier.progress_deadline_s
+            if not line.idle and self._watched_s - line.since > deadline_s:
+                line.verifier.restart()
+                self._lose(line, f"it settled nothing for {deadline_s:g} s and was restarted")
+        if not all(line.away for line in self._lines):
+            self._answered_s = self._watched_s
+            return
+        patience_s = MOST_LOSSES * max(line.verifier.progress_deadline_s for line in self._lines)
+        if self._watched_s - self._answered_s > patience_s:
+            self._give_up(f"no verifier answered for {patience_s:g} s")
+
+    def _listen(self, line: _Line) -> None:
+        """Take a verifier's answer to the last question, if it is there, and ask again."""
+        if line.ping is not None:
+            if not ray.wait([line.ping], timeout=0)[0]:
+                return
+            try:
+                progress = ray.get(line.ping)
+            except _LOSSES:
+                pass  # not back yet; or, with a batch, its call says the same
+            else:
+                if line.away or progress != line.progress:
+                    line.progress, line.since = progress, self._watched_s
+                line.away = False
+        line.ping = line.verifier.progress()
+
+    def _lose(self, line: _Line, reason: str) -> None:
+        """A verifier is gone; its batch waits for another or, after too many, is an error."""
+        batch = line.batch
+        line.batch = line.call = line.ping = None
+        line.away, line.since = True, self._watched_s
+        if batch is None:
+            return
+        batch.losses += 1
+        if batch.losses < MOST_LOSSES:
+            self._lost.append(batch)
+        else:
+            self._fail(batch, f"the verifier was lost {batch.losses} times; the last: {reason}")
+
+    def _give_up(self, reason: str) -> None:
+        while (batch := self._next_batch(verifiers=1)) is not None:
+            self._fail(batch, reason)
+
+    def _fail(self, batch: _Batch, reason: str) -> None:
+        error = Verdict(Outcome.ERROR, None, reason)
+        self._results += [(tag, [error] * count) for tag, count in batch.tags]
+
+
+def verify_all(verifiers: Sequence[VerifierHandle], items: Sequence[Item]) -> list[Verdict]:
+    """One verdict per item, in their order; blocks until they are there.
+
+    Raises:
+        ConfigError: see `Verification.poll`.
+    """
+    verification = Verification(verifiers)
+    for index, item in enumerate(items):
+        verification.add(index, [item])
+    verdicts: dict[int, Verdict] = {}
+    while len(verdicts) < len(items):
+        verdicts |= {index: verdict for index, (verdict,) in verification.poll(_LOOK_S)}
+    return [verdicts[index] for index in range(len(items))]

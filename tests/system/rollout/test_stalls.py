@@ -1,0 +1,128 @@
+"""Slow, hung and half-dead engines on real vLLM: each is told apart and treated as what it is."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from rise_ray.mdp import StopReason
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.worker import RolloutWorker, WeightVersion
+from tests.system.processes import descendants, named, send, wait_gone
+from tests.system.rollout.conftest import MakePool, make_specs
+from tests.system.rollout.test_pool import LONG, ids, sampled, versions, workers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def started_by(pool: RolloutPool) -> list[psutil.Process]:
+    """The pool's workers, which start now."""
+    others = workers()
+    pool.wait_ready()
+    return [worker for worker in workers() if worker not in others]
+
+
+@contextmanager
+def slowed(worker: psutil.Process, stopped_s: float, running_s: float) -> Iterator[None]:
+    """A process that runs for a share of the time only, as on an overloaded machine."""
+    over = threading.Event()
+
+    def slow() -> None:
+        while not over.is_set():
+            send(worker, signal.SIGSTOP)
+            over.wait(stopped_s)
+            send(worker, signal.SIGCONT)
+            over.wait(running_s)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def freeze(worker: RolloutWorker) -> None:
+    """On the worker: let the engine step without ever scheduling a request."""
+    worker._engine.llm.engine_core.engine_core.pause_scheduler()  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_answers_but_makes_no_tokens_is_replaced(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool("frozen", episodes_in_flight=16, max_attempts=2, progress_deadline_s=4.0)
+    (worker,) = started_by(pool)
+    handle: Any = next(iter(pool._members.values())).handle
+    handle.__ray_call__.remote(freeze)
+    specs = make_specs(8)
+    rolled = list(pool.roll(specs))
+    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+    assert sampled(rolled).keys() == ids(specs)
+    assert "frozen-0 is lost with 8 episodes: no new token for 4 s" in caplog.text
+    assert (pool.lost_workers, pool.requeued) == (1, 8)
+    assert wait_gone([worker]) == []
+
+
+def test_a_slow_engine_is_left_alone(make_pool: MakePool, pair: RolloutPool) -> None:
+    """It takes many times the deadline in all, but every answer brings new tokens."""
+    pool = make_pool("slow", episodes_in_flight=16, max_attempts=1, progress_deadline_s=6.0)
+    (worker,) = started_by(pool)
+    specs = make_specs(8, **LONG)
+    with slowed(worker, stopped_s=1.5, running_s=0.1):
+        rolled = list(pool.roll(specs))
+    assert sampled(rolled) == sampled(pair.roll(specs))
+    assert pool.lost_workers == 0
+
+
+def test_a_worker_that_hangs_in_a_sync_is_named_and_replaced(
+    make_pool: MakePool, other_model: WeightVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool("hung", sync_deadline_s=5.0)
+    (worker,) = started_by(pool)
+    send(worker, signal.SIGSTOP)
+    pool.sync(other_model)
+    assert "hung-0 did not take over weight version 2 within 5 s" in caplog.text
+    assert versions(pool.roll(make_specs(4))) == {2}
+    assert wait_gone([worker]) == []
+
+
+def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
+    make_pool: MakePool, pair: RolloutPool
+) -> None:
+    """A tensor-parallel engine has processes of its own: losing one is losing the worker."""
+    pool = make_pool(
+        "wide",
+        max_attempts=2,
+        vllm={
+            "enforce_eager": True,
+            "tensor_parallel_size": 2,
+            "distributed_executor_backend": "mp",
+        },
+    )
+    (worker,) = started_by(pool)
+    engine = [process for process in descendants(worker.pid) if process.children() == []]
+    specs = make_specs(24, **LONG)
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            if named("ray::RolloutWorker.exchange", worker.ppid()):
+                send(engine[-1], signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    rolled = list(pool.roll(specs))
+    over.set()
+    thread.join()
+    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+    assert sampled(rolled).keys() == ids(specs)
+    assert pool.lost_workers == 1
+    assert wait_gone([worker, *engine]) == []
