@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rise_ray.errors import ConfigError
+from rise_ray.redact import secrets_in
 
 
 class Settings(BaseModel):
@@ -96,8 +97,8 @@ class WorkersConfig(Settings):
     vllm: dict[str, Any] = {}
     """Passed to vLLM's `EngineArgs` as they are (`tensor_parallel_size`, `enforce_eager`, ...)."""
     env: dict[str, str] = {}
-    """Environment variables of each worker, set before vLLM is imported (no secrets: it is
-    part of the saved config)."""
+    """Environment variables of each worker, set before vLLM is imported. Secrets are refused:
+    they come from the nodes' own environment."""
     start_deadline_s: float = Field(default=600.0, gt=0)
     """Longest wait for `min_workers` workers with a loaded engine."""
     progress_deadline_s: float = Field(default=300.0, gt=0)
@@ -201,10 +202,18 @@ class VerifyConfig(Settings):
     """Child processes of each actor."""
     deadline_s: float = Field(default=5.0, gt=0)
     """Of one answer; the child is killed then and the verdict is `error`."""
+    progress_deadline_s: float = Field(default=120.0, gt=0)
+    """A verifier that has answers to check and settles none for this long is restarted."""
     memory_mib: int = Field(default=1024, ge=256)
     """Address space of a child process."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a phase's verdicts that may be `error` before the run stops."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> VerifyConfig:
+        if self.progress_deadline_s <= self.deadline_s:
+            raise ValueError("`progress_deadline_s` must be greater than `deadline_s`")
+        return self
 
 
 class RelabelConfig(Settings):
@@ -272,9 +281,13 @@ class TrainConfig(Settings):
     deepspeed_file: str | None = None
     """A DeepSpeed JSON file, merged before `deepspeed`."""
     max_failures: int = Field(default=2, ge=0)
-    """Restarts after a worker died."""
-    deadline_s: float = Field(default=86_400.0, gt=0)
-    """Longest wait for the workers' resources, in seconds."""
+    """Restarts after a worker died or hung."""
+    checkpoint_every_s: float = Field(default=300.0, ge=0)
+    """Seconds between the states that restarted workers go on from."""
+    start_deadline_s: float = Field(default=86_400.0, gt=0)
+    """Longest wait for the workers' resources."""
+    step_deadline_s: float = Field(default=1800.0, gt=0)
+    """Longest wait of a worker for the others, in a step or a checkpoint."""
 
     @model_validator(mode="after")
     def _whole_rows(self) -> TrainConfig:
@@ -460,6 +473,9 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
         raise ConfigError(f"{source}: the config must be a mapping of settings")
     for override in overrides:
         _override(tree, override)
+    secrets = [f"{source}: `{key}`: {reason}" for key, reason in secrets_in(tree)]
+    if secrets:
+        raise ConfigError("\n".join(secrets))
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -490,7 +506,9 @@ def _yaml_value(override: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        # Without the value, which may be a secret.
+        key = override.partition("=")[0]
+        raise ConfigError(f"override {key!r}: the value is not valid YAML") from error
 
 
 def _explain_yaml(source: str, error: yaml.YAMLError) -> str:

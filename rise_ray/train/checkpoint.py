@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rise_ray.store.files import Folder
+from rise_ray.sync.parity import PARITY_FILE, SCHEMA_VERSION
 from rise_ray.train.engine import model_source
 from rise_ray.train.job import TrainJob, WorkerTask
 
@@ -38,8 +39,12 @@ def export_checkpoint(model: Any, task: WorkerTask, seconds: float) -> None:
         return
     with tempfile.TemporaryDirectory() as path:
         _write_model(Path(path), model, weights, dtype, task.job)
-        parity = {"sequences": task.job.parity_sequences, "logprobs": logprobs}
-        (Path(path) / "parity.json").write_text(json.dumps(parity))
+        parity = {
+            "schema_version": SCHEMA_VERSION,
+            "sequences": task.job.parity_sequences,
+            "logprobs": logprobs,
+        }
+        (Path(path) / PARITY_FILE).write_text(json.dumps(parity))
         (Path(path) / "README.md").write_text(model_card(task, seconds))
         Folder(task.job.output).upload(Path(path))
 

@@ -34,6 +34,7 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
         dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
         attn_implementation=config.attn_implementation,
         trust_remote_code=job.trust_remote_code,
+        use_safetensors=True,
     )
     if not config.num_gpus:
         _gather_whole_layers(model)

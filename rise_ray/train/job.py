@@ -11,17 +11,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any, Literal
 
 from rise_ray.config import TrainConfig
 from rise_ray.errors import ConfigError, TrainError
+from rise_ray.stop import SIGNALS
 from rise_ray.store.examples import ExampleManifest, read_lengths, read_manifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import deepspeed_config, uses_bfloat16
@@ -56,8 +59,6 @@ class TrainJob:
     """Facts for the model card."""
     log: Callable[[dict[str, object]], None] | None = None
     """Called on rank 0 about every 2 s with step, steps, loss, lr, grad_norm, tokens_per_s."""
-    checkpoint_every_s: float = 300.0
-    """Seconds between the states that a failed run resumes from."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,10 @@ def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPl
 def _fit(task: WorkerTask) -> WorkerResult:
     import ray
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from rise_ray.train.loop import train_worker
+    from rise_ray.train.rendezvous import Rendezvous
 
     job, config = task.job, task.job.config
     storage = Folder(job.storage)
@@ -187,7 +189,10 @@ def _fit(task: WorkerTask) -> WorkerResult:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if config.num_gpus else "gloo"),
+        torch_config=Rendezvous(
+            backend="nccl" if config.num_gpus else "gloo",
+            timeout_s=math.ceil(config.step_deadline_s),
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.num_gpus > 0,
@@ -205,7 +210,7 @@ def _fit(task: WorkerTask) -> WorkerResult:
     )
     with _ray_train_settings(config, nodes=len(ray.nodes())):
         try:
-            with _interruptible():
+            with _stoppable():
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
@@ -242,7 +247,8 @@ def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
         # The controller looks for the workers' end this often: 2 s by default, of every fit().
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         # The autoscaler may need minutes for a GPU node; the default gives up after 60 s.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.deadline_s / attempts),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_deadline_s / attempts),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.step_deadline_s),
     }
     if nodes == 1:
         # It watches for nodes about to be taken away: here, a process to start for nothing.
@@ -258,19 +264,36 @@ def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt during a training, and after it.
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM stop the training's workers and are then the caller's again.
 
     Ray Train takes SIGINT over, for good: it stops its workers and ends the process with 0.
     """
-    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread, and so does Ray Train
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    asked = signal.SIGINT
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except SystemExit as end:
-        raise KeyboardInterrupt from end
+    except (SystemExit, KeyboardInterrupt):
+        _restore(before)
+        signal.raise_signal(asked)
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _root_cause(error: BaseException) -> str:

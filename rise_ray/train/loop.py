@@ -27,6 +27,7 @@ from rise_ray.train.deepspeed_config import passes_per_step
 from rise_ray.train.engine import quiet_libraries, start_engine
 from rise_ray.train.job import WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
+from rise_ray.train.state import TAG, load_state
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks, and a state is due or not, this often
@@ -81,7 +82,7 @@ class _Run:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as path:
-            _, state = self.engine.load_checkpoint(path, tag="state")
+            state = load_state(self.engine, path)
         self.step, self.losses = state["step"], state["losses"]
         self.resumed_at = self._logged_step = self.step
 
@@ -127,7 +128,7 @@ class _Run:
     def _sync(self) -> None:
         """Sum the losses over the ranks, log, and save a state if rank 0 finds it due."""
         now = time.monotonic()
-        due = self._rank == 0 and now - self._saved_at > self.task.job.checkpoint_every_s
+        due = self._rank == 0 and now - self._saved_at > self.task.job.config.checkpoint_every_s
         shared = torch.stack([*self._unsynced, torch.tensor(float(due), device=self._device)])
         dist.all_reduce(shared)
         *losses, save = shared.tolist()
@@ -159,7 +160,7 @@ class _Run:
     def _save(self) -> None:
         with tempfile.TemporaryDirectory() as path:
             state = {"step": self.step, "losses": self.losses}
-            self.engine.save_checkpoint(path, tag="state", client_state=state)
+            self.engine.save_checkpoint(path, tag=TAG, client_state=state)
             ray.train.report(
                 {"step": self.step}, checkpoint=ray.train.Checkpoint.from_directory(path)
             )

@@ -94,6 +94,7 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
         ("rollout.workers.min_workers=2", "`min_workers` is greater than `max_workers`"),
         ("sync.backend=nccl", "`sync.backend: nccl` needs `rollout.workers.num_gpus`"),
         ("model.max_model_len=4096", "an example must fit a packed row"),
+        ("verify={deadline_s: 5, progress_deadline_s: 5}", "must be greater than `deadline_s`"),
         ("teacher={kind: psychic}", "`teacher`: Input tag 'psychic'"),
     ],
 )

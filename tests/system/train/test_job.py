@@ -36,6 +36,7 @@ CONFIG = TrainConfig(
     rows_per_pass=2,  # two accumulated passes of each rank in a step
     grad_clip=0.5,
 )
+SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 PARITY = ((5, 9, 30, 77, 12), (100, 101, 3))
 
 
@@ -127,13 +128,22 @@ def check_folder(job: TrainJob) -> None:
     assert Folder(job.storage).folders() == []  # Ray Train's own files are gone
 
 
-def test_a_run_whose_worker_is_killed_goes_on_and_ends_with_the_same_weights(
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=SLOW)])
+def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights(
+    number: signal.Signals,
     tmp_path: Path,
     tiny_model: Path,
     examples_folder: WriteExamples,
     make_examples: Callable[..., list[Example]],
 ) -> None:
-    config = CONFIG.model_copy(update={"epochs": 4, "max_failures": 1})
+    config = CONFIG.model_copy(
+        update={
+            "epochs": 4,
+            "max_failures": 1,
+            "checkpoint_every_s": 0.0,
+            "step_deadline_s": 1800.0 if number == signal.SIGKILL else 8.0,
+        }
+    )
     examples = examples_folder(make_examples(400))
     calls = tmp_path / "calls"
 
@@ -142,12 +152,10 @@ def test_a_run_whose_worker_is_killed_goes_on_and_ends_with_the_same_weights(
             file.write(".")
         # A state was saved after the first call (every time the ranks meet, see below).
         if calls.stat().st_size == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     whole = make_job(tmp_path, tiny_model, examples, config=config)
-    killed = make_job(
-        tmp_path / "killed", tiny_model, examples, config=config, log=log, checkpoint_every_s=0.0
-    )
+    killed = make_job(tmp_path / "killed", tiny_model, examples, config=config, log=log)
     expected, result = train(whole), train(killed)
 
     assert 0 < result.resumed_at < result.steps
@@ -164,7 +172,7 @@ def test_a_run_that_failed_for_good_goes_on_when_it_is_called_again(
     examples_folder: WriteExamples,
     make_examples: Callable[..., list[Example]],
 ) -> None:
-    config = CONFIG.model_copy(update={"epochs": 4, "max_failures": 0})
+    config = CONFIG.model_copy(update={"epochs": 4, "max_failures": 0, "checkpoint_every_s": 0.0})
     examples = examples_folder(make_examples(400))
     calls = tmp_path / "calls"
 
@@ -174,7 +182,7 @@ def test_a_run_that_failed_for_good_goes_on_when_it_is_called_again(
         if calls.stat().st_size == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    job = make_job(tmp_path, tiny_model, examples, config=config, log=log, checkpoint_every_s=0.0)
+    job = make_job(tmp_path, tiny_model, examples, config=config, log=log)
     with pytest.raises(TrainError, match="iteration=1: training failed"):
         train(job)
     assert not Folder(job.output).exists()

@@ -1,0 +1,64 @@
+"""Where the ranks of a training meet: in a file if one node holds them all, else at a port.
+
+torch's store at rank 0's port listens on every network interface and lets anyone write, so a
+training on one machine does without it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import (
+    _set_torch_distributed_env_vars,
+    _setup_torch_process_group,
+    _TorchBackend,
+)
+
+
+class Rendezvous(TorchConfig):
+    """Ray Train's torch settings, with `Meeting` as what starts the process group."""
+
+    @property
+    def backend_cls(self) -> type[Meeting]:
+        """What Ray Train calls when the workers are up."""
+        return Meeting
+
+
+class Meeting(_TorchBackend):
+    """Starts the process group, without a listening store where that is possible."""
+
+    def on_start(self, worker_group: Any, backend_config: Rendezvous) -> None:
+        """Called by Ray Train in its controller, at the start and after each restart."""
+        if len(set(worker_group.execute(_node_id))) > 1:
+            super().on_start(worker_group, backend_config)
+            return
+        file = worker_group.execute_single(0, _meeting_file)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        size = len(worker_group)
+        joins = [
+            worker_group.execute_single_async(
+                rank,
+                _setup_torch_process_group,
+                backend=backend_config.backend,
+                world_rank=rank,
+                world_size=size,
+                init_method=f"file://{file}",
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(size)
+        ]
+        ray.get(joins)
+
+
+def _node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _meeting_file() -> str:
+    """A name that nobody can guess; torch makes the file and deletes it with the group."""
+    return str(Path(tempfile.gettempdir()) / f"rise-ray-ranks-{uuid.uuid4().hex}")

@@ -1,0 +1,101 @@
+"""A state in the run folder is read as tensors and numbers: a pickle with code in it never runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rise_ray.config import TrainConfig
+from rise_ray.train.deepspeed_config import deepspeed_config
+from rise_ray.train.state import TAG, load_state
+
+pytestmark = pytest.mark.usefixtures("ray_runtime")
+
+CONFIG = TrainConfig(workers=1, batch_tokens=8, row_tokens=8, lr=0.1)
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def in_own_process(work: Any, *arguments: Any) -> Any:
+    return ray.get(ray.remote(num_cpus=1, max_calls=1)(work).remote(*arguments))
+
+
+def start_engine(config: TrainConfig) -> Any:
+    """One weight matrix under ZeRO-3 on one rank."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    import deepspeed
+    import torch
+
+    meeting = f"file://{tempfile.mkdtemp()}/ranks"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    deepspeed.init_distributed()
+    torch.manual_seed(0)
+    engine, *_ = deepspeed.initialize(
+        model=torch.nn.Linear(4, 4),
+        config=deepspeed_config(config),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0),
+    )
+    return engine
+
+
+def step(engine: Any) -> float:
+    import torch
+
+    loss = engine(torch.ones(1, 4)).square().sum()
+    engine.backward(loss)
+    engine.step()
+    return float(loss)
+
+
+def test_a_state_comes_back_with_its_optimizer_and_the_callers_part(tmp_path: Path) -> None:
+    def work(config: TrainConfig, folder: str) -> tuple[float, float, dict[str, Any]]:
+        engine = start_engine(config)
+        for _ in range(3):
+            step(engine)
+        engine.save_checkpoint(folder, tag=TAG, client_state={"step": 3, "losses": [0.5]})
+        expected = [step(engine), step(engine)]
+        state = load_state(engine, folder)
+        return expected, [step(engine), step(engine)], state
+
+    expected, again, state = in_own_process(work, CONFIG, str(tmp_path))
+    assert again == pytest.approx(expected, abs=1e-6)
+    assert (state["step"], state["losses"]) == (3, [0.5])
+
+
+def test_a_state_that_is_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "it ran"
+
+    def work(config: TrainConfig, folder: str, marker: Path) -> list[str]:
+        import torch
+
+        engine = start_engine(config)
+        engine.save_checkpoint(folder, tag=TAG, client_state={"step": 3})
+        refused = []
+        for file in sorted(Path(folder, TAG).glob("*.pt")):
+            whole = file.read_bytes()
+            torch.save({"step": 3, "module": Trap(marker)}, file)
+            try:
+                load_state(engine, folder)
+            except pickle.UnpicklingError as error:
+                refused.append(f"{file.name}: {error}")
+            file.write_bytes(whole)
+        return refused
+
+    refused = in_own_process(work, CONFIG, str(tmp_path / "state"), marker)
+    assert len(refused) == 2  # the model's and the optimizer's
+    assert all("Weights only load failed" in text for text in refused)
+    assert not marker.exists()
