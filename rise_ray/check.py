@@ -28,6 +28,7 @@ from rise_ray.rollout.collect import specs_for
 from rise_ray.store.run import STATE, Run
 from rise_ray.tasks import load_task
 from rise_ray.tasks.base import Task
+from rise_ray.text import terminal_text
 from rise_ray.train.deepspeed_config import deepspeed_config, uses_bfloat16
 from rise_ray.train.job import checkpoint_dtype
 
@@ -60,11 +61,12 @@ def check(config: RunConfig) -> bool:
     inspection = Inspection(config)
     failed = False
     for finding in inspection.findings():
-        print(f"{finding.status.value:<13}{finding.subject:<15}{finding.detail}", flush=True)
+        line = f"{finding.status.value:<13}{finding.subject:<15}{finding.detail}"
+        print(terminal_text(line), flush=True)
         failed = failed or finding.status is Status.FAILED
     print()
     for subject, sentence in outline(config, inspection.problem_counts, inspection.lengths):
-        print(f"{subject:<15}{sentence}")
+        print(terminal_text(f"{subject:<15}{sentence}"))
     return not failed
 
 

@@ -14,6 +14,8 @@ from rise_ray.reach import connection_failure
 
 _DATA_CPUS = 0.25  # what a Ray Data task asks for; without it the data pipeline would not start
 
+_LOOPBACK = "127.0.0.1"
+
 TRAINER = "training worker"
 
 
@@ -31,6 +33,11 @@ def connected(config: RunConfig, debug: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def in_job_copy(path: str) -> bool:
+    """Whether a path is in the copy of a job's working directory that Ray deletes in the end."""
+    return "/runtime_resources/working_dir_files/" in path
 
 
 def required_resources(config: RunConfig) -> dict[str, float]:
@@ -86,7 +93,7 @@ def _connect(config: RunConfig, debug: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not debug:
-        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")  # read when ray.data is first used
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read when ray.data is first used
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     level = "INFO" if debug else "ERROR"
     if address == "local":
@@ -103,6 +110,15 @@ def _connect(config: RunConfig, debug: bool) -> None:
 
 
 def _start_local(config: RunConfig, debug: bool, level: str) -> None:
+    """A Ray of this run's own, that only this machine can reach."""
+    from ray._private import ray_constants
+
+    # What makes Ray take 127.0.0.1 as its node's address and bind every service to it; on Linux
+    # it would take the address of the network instead, also where it is told 127.0.0.1.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    for collectives in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{collectives}_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("VLLM_HOST_IP", _LOOPBACK)
     store = config.ray.object_store_mib
     try:
         ray.init(
@@ -110,6 +126,7 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
             num_cpus=config.ray.num_cpus,
             object_store_memory=store * 2**20 if store else None,
             include_dashboard=False,
+            _node_ip_address=_LOOPBACK,
             log_to_driver=debug,
             logging_level=level,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import rich.console
 from rise_ray.report.records import protocol
 from rise_ray.report.table import main_metrics, results_table
 from rise_ray.rollout.collect import Tally
+from rise_ray.text import terminal_text
 
 _EVERY_S = 5.0
 
@@ -22,15 +24,15 @@ class Console:
     """Plain lines with elapsed time: readable in a terminal, in a job's log and in CI."""
 
     def __init__(self) -> None:
-        self._out = rich.console.Console(highlight=False)
+        self._out = rich.console.Console(highlight=False, emoji=False)
         self._started = time.monotonic()
         self._last = 0.0
         self._rolling = self._started
 
     def line(self, text: str) -> None:
-        """A line with the time since the start."""
+        """One line with the time since the start, whatever `text` holds."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        self._out.print(f"{minutes:3d}:{seconds:02d}  {text}", markup=False, soft_wrap=True)
+        self._print(f"{minutes:3d}:{seconds:02d}  {text}")
 
     def begin(self, stage: str, phase: str) -> None:
         """A stage starts."""
@@ -93,4 +95,20 @@ class Console:
     ) -> None:
         """The results table and where the report is."""
         self._out.print(results_table(records, comparisons))
-        self._out.print(f"Report: {report}", markup=False, soft_wrap=True)
+        self._print(f"Report: {report}")
+
+    def show_warnings(self) -> None:
+        """Print what rise-ray's modules warn of (a lost worker, for example) as lines."""
+        logging.getLogger("rise_ray").addHandler(_WarningLines(self))
+
+    def _print(self, text: str) -> None:
+        self._out.print(terminal_text(text, keep=""), markup=False, soft_wrap=True)
+
+
+class _WarningLines(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.step(f"warning: {record.getMessage()}")

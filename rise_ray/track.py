@@ -11,6 +11,7 @@ import math
 import netrc
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import ray
@@ -21,6 +22,7 @@ from rise_ray.errors import ConfigError, StoreError
 from rise_ray.store.files import Folder
 
 METRICS = "metrics.jsonl"
+SCHEMA_VERSION = "1"
 _FLUSH_S = 1.0
 
 
@@ -66,7 +68,7 @@ class Tracker:
 
     def log(self, stage: str, phase: str, record: dict[str, Any]) -> None:
         """Add a record; it is on storage within a second of the next one, or at `flush`."""
-        record = {"stage": stage, "phase": phase, "time": time.time(), **record}
+        record = new_record(stage, phase, record)
         self._records.append(record)
         if self._wandb is not None:
             self._wandb.log(_flat(record))
@@ -83,8 +85,7 @@ class Tracker:
 
     def flush(self) -> None:
         """Write `metrics.jsonl`."""
-        lines = [json.dumps(_finite(record)) for record in self._records]
-        self._folder.write(METRICS, "".join(line + "\n" for line in lines).encode())
+        write_metrics(self._folder, self._records)
         self._written = time.monotonic()
 
     def close(self) -> None:
@@ -108,12 +109,35 @@ def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """The records of a run folder's `metrics.jsonl`.
 
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: it is missing, damaged, or of another schema version.
     """
+    where = f"{folder.uri}/{METRICS}"
+    remedy = "go on with --resume: each finished stage's result comes back from the journal"
+    if not folder.exists(METRICS):
+        raise StoreError(f"{where}: is missing; {remedy}")
     try:
-        return [json.loads(line) for line in folder.read(METRICS).decode().splitlines()]
-    except ValueError as error:
-        raise StoreError(f"{folder.uri}/{METRICS}: damaged: {error}; repair its lines") from error
+        records = [json.loads(line) for line in folder.read(METRICS).decode().splitlines()]
+        versions = {record["schema_version"] for record in records}
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{where}: damaged: {error!r}; delete it and {remedy}") from error
+    if versions - {SCHEMA_VERSION}:
+        raise StoreError(
+            f"{where}: records of schema version {', '.join(map(str, versions))}; this rise-ray "
+            f"reads {SCHEMA_VERSION}"
+        )
+    return records
+
+
+def write_metrics(folder: Folder, records: Sequence[dict[str, Any]]) -> None:
+    """Write all of a run's records as its `metrics.jsonl`."""
+    lines = [json.dumps(_finite(record)) for record in records]
+    folder.write(METRICS, "".join(line + "\n" for line in lines).encode())
+
+
+def new_record(stage: str, phase: str, record: dict[str, Any]) -> dict[str, Any]:
+    """One line of `metrics.jsonl`: what was measured, where and when."""
+    head = {"schema_version": SCHEMA_VERSION, "stage": stage, "phase": phase, "time": time.time()}
+    return {**head, **record}
 
 
 def wandb_mode(config: RunConfig) -> Literal["online", "offline", "disabled"]:
@@ -139,6 +163,8 @@ def _start_wandb(config: RunConfig, folder: Folder) -> Any:
             resume="allow",
             tags=config.wandb.tags,
             config=config.model_dump(mode="json"),
+            # Figures and the config are all that W&B gets: no captured output, no command line.
+            settings=wandb.Settings(console="off", x_disable_meta=True),
         )
     except wandb.errors.Error as error:
         raise ConfigError(
@@ -153,16 +179,16 @@ def _netrc_key() -> bool:
         return False
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """W&B's form: numbers under `phase/stage/metric`, an interval by its value."""
+def _flat(record: dict[str, Any]) -> dict[str, float]:
+    """W&B's form: numbers under `phase/stage/metric`, an interval by its value; never a text."""
     prefix = f"{record['phase']}/{record.get('model', record['stage'])}"
-    flat: dict[str, Any] = {}
+    flat: dict[str, float] = {}
     for key, value in record.items():
-        if isinstance(value, dict):
-            for name, item in value.items():
-                flat[f"{prefix}/{name}"] = item["value"] if _is_interval(item) else item
-        elif isinstance(value, int | float) and key != "time":
-            flat[f"{prefix}/{key}"] = value
+        items = value.items() if isinstance(value, dict) else [(key, value)]
+        for name, item in items:
+            number = item["value"] if _is_interval(item) else item
+            if isinstance(number, int | float) and name != "time":
+                flat[f"{prefix}/{name}"] = number
     return flat
 
 

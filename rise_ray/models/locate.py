@@ -5,6 +5,7 @@ And in which precision it runs: the one place that looks at the kind of device.
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from rise_ray.errors import ModelError
 from rise_ray.store.files import Folder
 
 PACKAGE = "package:"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def locate_model(path: str) -> str:
@@ -22,7 +24,8 @@ def locate_model(path: str) -> str:
         path: `package:NAME` (shipped with rise-ray), a local folder, a URI, or a hub name.
 
     Raises:
-        ModelError: a folder or packaged model that is named is not there, or is no model.
+        ModelError: a folder or packaged model that is named is not there, is no model, has its
+            weights as pickles, or has a truncated weights file.
         StoreError: there is nothing under a URI.
     """
     if path.startswith(PACKAGE):
@@ -36,10 +39,48 @@ def locate_model(path: str) -> str:
             raise ModelError(
                 f"model {path}: the folder has no config.json: not a Hugging Face model"
             )
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            _refuse_pickles(path, folder)
+            if (folder / "parity.json").is_file():  # a checkpoint of a run, which holds both
+                raise ModelError(f"model {path}: its weights are missing; restore the folder")
+        for file in weights:
+            _require_whole(file)
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model {path}: there is no such folder")
     return path
+
+
+def _refuse_pickles(path: str, folder: Path) -> None:
+    for pattern in _PICKLES:
+        for file in sorted(folder.glob(pattern)):
+            raise ModelError(
+                f"model {path}: its weights are a pickle ({file.name}), which could run code when "
+                "it is read; only safetensors are: convert it where you trust it, by transformers' "
+                "from_pretrained and save_pretrained"
+            )
+
+
+def _require_whole(file: Path) -> None:
+    """Find a truncated safetensors file here, and not minutes later in a worker's trace.
+
+    The format: 8 bytes little-endian header length, a JSON header with each tensor's byte range,
+    then the bytes.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            start = 8 + int.from_bytes(opened.read(8), "little")
+            if start > size:
+                raise ValueError(f"{size} bytes, less than its header says")
+            header = json.loads(opened.read(start - 8))
+        header.pop("__metadata__", None)
+        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{file}: not a safetensors file: {error}; restore it") from error
+    if size < end:
+        raise ModelError(f"{file}: truncated at {size:,} of {end:,} bytes; restore it")
 
 
 def shared_model(path: str) -> str:

@@ -23,6 +23,7 @@ from rise_ray.report.records import (
     seconds,
 )
 from rise_ray.report.table import main_metrics
+from rise_ray.text import printable
 
 _BEHAVIOUR = {
     "delta(t1,t{K})": "points gained from turn 1 to turn {K}",
@@ -94,7 +95,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "printable": words.printable,
+        "printable": printable,
         "percent": words.percent,
         "interval": words.percent_interval,
         "label": words.metric_label,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rise_ray.report.records import Record, protocol
-from rise_ray.report.words import printable
+from rise_ray.text import printable
 
 # A colour that nothing else has: replaced by `currentColor` in the finished SVG.
 _INK = "#010203"

@@ -18,9 +18,9 @@ from rise_ray.report.words import (
     percent,
     percent_interval,
     plural,
-    printable,
     sentence,
 )
+from rise_ray.text import printable
 
 _STYLES = {"gain": "green", "loss": "red"}
 

@@ -1,35 +1,14 @@
-"""Numbers and untrusted text as words: the one place where the table and the page get them from.
-
-Models, graders and problems write text we do not control; `printable` makes it safe to show.
-"""
+"""Numbers as words: the one place where the table and the page get them from."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from rise_ray.text import printable
+
 MISSING = "-"
 """Shown for a metric without a single case."""
-
-_KEPT = "\n\t"
-# Controls, format characters (bidirectional overrides, zero-width), lone surrogates, private use
-# and the two Unicode line separators: none has a picture of its own, some steer terminals.
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-
-
-def printable(text: str) -> str:
-    r"""`text` with characters that could steer a terminal or hide text written as `\x1b`.
-
-    Newlines and tabs stay.
-    """
-    return "".join(_shown(c) for c in text)
-
-
-def _shown(character: str) -> str:
-    if character in _KEPT or unicodedata.category(character) not in _HIDDEN:
-        return character
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def percent(value: float | None) -> str:

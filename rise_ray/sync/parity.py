@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 PARITY_FILE = "parity.json"
+SCHEMA_VERSION = "1"
 _TOLERANCE_NATS = {"float32": 0.001, "bfloat16": 0.05}
 
 
@@ -49,7 +50,7 @@ class ParityReference:
 
     def to_json(self) -> str:
         """As the content of `parity.json`."""
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ParityReference:
@@ -60,12 +61,14 @@ class ParityReference:
         """
         try:
             content = json.loads(text)
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"its schema version is not {SCHEMA_VERSION}")
             return cls(
                 tuple(tuple(map(int, row)) for row in content["sequences"]),
                 tuple(tuple(map(float, row)) for row in content["logprobs"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise SyncError(f"{source}: not a parity reference: {error!r}") from error
+            raise SyncError(f"{source}: not a parity reference: {error!r}; restore it") from error
 
     def save(self, checkpoint: Folder) -> None:
         """Write it into a checkpoint folder."""
@@ -195,7 +198,10 @@ def reference_logprobs(
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            model_path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         ).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model {model_path}: cannot be loaded: {error}") from error

@@ -34,6 +34,7 @@ def test_records_are_on_storage_with_their_stage_phase_and_time(tmp_path: Path) 
     tracker.close()
     (record,) = _lines(folder)
     assert record.pop("time")
+    assert record.pop("schema_version") == "1"
     assert record == {"stage": "iteration-1", "phase": "train", "step": 1, "loss": 0.5}
     assert tracker.latest() == tracker.records()[-1]
 

@@ -46,7 +46,7 @@ def test_a_folder_without_a_config_is_no_model(
         locate_model(str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "node"))
     remote = Folder("memory://locate/unfinished")
-    remote.write("weights.bin", b"1")
+    remote.write("vocab.txt", b"1")
     with pytest.raises(ModelError, match=r"memory://locate/unfinished.*no config\.json"):
         locate_model(remote.uri)
     remote.write("config.json", b"{}")  # the upload went on: the first look is not kept

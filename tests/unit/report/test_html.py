@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from html.parser import HTMLParser
 from typing import Any
 
@@ -16,7 +17,10 @@ from rise_ray.report.html import duration, write_report
 from tests.unit.evaluate.builders import trajectory
 from tests.unit.report import run
 
-ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)>\x1b[2J"
+ATTACK = (
+    "<script>alert(1)</script><img src=x onerror=alert(1)>]]></style></svg>&lt;\"'{{ 7*7 }}"
+    "\x1b[2J\x00\u202e\u2066\ud800"
+)
 
 
 def page(**changes: Any) -> str:
@@ -110,7 +114,10 @@ def test_text_of_models_problems_and_settings_is_escaped() -> None:
     )
     elements = Elements(html)
     assert not elements.tags & {"script", "img"}
-    assert "\x1b" not in html
+    hidden = {"Cc", "Cf", "Cs"}
+    assert not [c for c in html if c != "\n" and unicodedata.category(c) in hidden]
+    assert "{{ 7*7 }}" in html  # text, and no template
+    html.encode()
     assert html.count("&lt;script&gt;") >= 8
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rise_ray.report.words import finding, points, printable, sentence
+from rise_ray.report.words import finding, points, sentence
+from rise_ray.text import printable
 
 
 def comparison(value: float | None, low: float | None, high: float | None) -> dict[str, Any]:

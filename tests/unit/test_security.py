@@ -1,0 +1,269 @@
+"""No secret in a config or text, no code from a model folder, nothing that steers a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rise_ray import check, cli
+from rise_ray.config import parse_config
+from rise_ray.console import Console
+from rise_ray.errors import ConfigError, ModelError
+from rise_ray.models.locate import locate_model
+from rise_ray.redact import redact, secrets_in
+from rise_ray.rollout.chat import load_tokenizer
+from rise_ray.sync.parity import reference_logprobs
+from rise_ray.text import printable, terminal_text
+from rise_ray.track import _flat
+from tests.unit.problem_files import write_tokenizer
+
+MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}}"
+SECRET = "pl4nted-s3cret-value"
+OPENAI = "teacher={kind: openai, model: m}"
+
+# Clears the screen, renames the window, rings, writes backwards, overwrites the line.
+ATTACK = "\x1b[2J\x1b]0;owned\x07 \x9b31m \u202egnp.exe\u202c \u2066x\u2069 \r\ndone\x00\x08\ud800"
+
+
+def steers(text: str) -> set[str]:
+    """Characters of `text`, but for line ends, that a terminal might obey or hide."""
+    hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    return {c for c in text if unicodedata.category(c) in hidden and c != "\n"}
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, list(overrides), source="my.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ([OPENAI, f"teacher.base_url=https://me:{SECRET}@host/v1"], "teacher.base_url"),
+        ([OPENAI, f"teacher.base_url=https://host/v1?api-key={SECRET}"], "teacher.base_url"),
+        ([f"storage=s3://key:{SECRET}@bucket/runs"], "storage"),
+        ([f"storage=https://host/x?a=b&X-Amz-Signature={SECRET}"], "storage"),
+        ([f"model.path=https://me:{SECRET}@host/model"], "model.path"),
+        ([f"ray.address=ray://me:{SECRET}@host:10001"], "ray.address"),
+        ([f"rollout.workers.env.HF_TOKEN={SECRET}"], "rollout.workers.env.HF_TOKEN"),
+        ([f"rollout.workers.env.WANDB_API_KEY={SECRET}"], "rollout.workers.env.WANDB_API_KEY"),
+        (["rollout.workers.env.DB_PASSWORD=12345678"], "rollout.workers.env.DB_PASSWORD"),
+        (
+            [f"rollout.workers.env.AWS_SECRET_ACCESS_KEY={SECRET}"],
+            "rollout.workers.env.AWS_SECRET_ACCESS_KEY",
+        ),
+        (
+            [f"rollout.workers.env.HTTPS_PROXY=http://me:{SECRET}@proxy:3128"],
+            "rollout.workers.env.HTTPS_PROXY",
+        ),
+        (
+            [f"teacher={{kind: model, path: m, workers: {{env: {{MY_SECRET: {SECRET}}}}}}}"],
+            "teacher.workers.env.MY_SECRET",
+        ),
+        ([f"rollout.workers.vllm.hf_token={SECRET}"], "rollout.workers.vllm.hf_token"),
+        ([f"task.options.password={SECRET}"], "task.options.password"),
+        ([f"task.options.path=hub-{SECRET}", f"task.options.token={SECRET}"], "task.options.token"),
+        ([OPENAI, f"teacher.api_key={SECRET}"], "teacher.api_key"),
+        ([OPENAI, f"teacher.api_key_env={SECRET}"], "teacher.api_key_env"),
+        ([f"wandb.tags=[a, 'https://me:{SECRET}@host']"], "wandb.tags"),
+        ([f"task.options.note=sk-proj-{SECRET}"], "task.options.note"),
+        ([f"task.options.sources=[{{password: {SECRET}}}]"], "task.options.sources.password"),
+    ],
+)
+def test_a_secret_in_a_config_is_refused_by_its_key_and_never_shown(
+    overrides: list[str], key: str
+) -> None:
+    message = refusal(*overrides)
+    assert f"my.yaml: `{key}`: " in message
+    assert SECRET not in message
+    assert "12345678" not in message
+    assert "environment" in message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env": {"TOKENIZERS_PARALLELISM": "false", "NCCL_IB_PKEY_INDEX": "1"}},
+        {"vllm": {"hf_token": True, "max_num_batched_tokens": 4096}},
+        {"architecture": {"eos_token": "<end>", "max_tokens": 3}},
+        {"base_url": "http://127.0.0.1:8000/v1", "api_key_env": "MY_KEY"},
+        {"storage": "s3://bucket/a:b@c", "path": "user@host/data.jsonl", "key": "id"},
+    ],
+)
+def test_what_only_sounds_like_a_secret_is_no_reason_to_refuse(settings: dict[str, Any]) -> None:
+    assert list(secrets_in(settings)) == []
+
+
+def test_a_value_that_is_no_yaml_is_not_repeated() -> None:
+    message = refusal(f"rollout.workers.env.HF_TOKEN=[{SECRET}")
+    assert SECRET not in message
+    assert "rollout.workers.env.HF_TOKEN" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"connect to https://me:{SECRET}@host/v1: refused",
+        f"GET https://host/v1?api_key={SECRET}&x=1: 403",
+        f"Incorrect API key provided: sk-{SECRET}",
+        f"the server said {SECRET}.",
+        "token hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345 is invalid",
+    ],
+)
+def test_secrets_are_blotted_out_of_texts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_API_KEY", SECRET)
+    shown = terminal_text(text)
+    assert "***" in shown
+    assert SECRET not in shown
+    assert "AbCdEf" not in shown
+
+
+def test_other_texts_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT_KEY", "run")  # would take every "run" with it
+    monkeypatch.setenv("PLANTED", SECRET)  # not named like a secret
+    for text in (f"run {SECRET}", "s3://bucket/a:b@c", "http://host:8000/v1?split=test", "key=1"):
+        assert redact(text) == text
+
+
+@given(st.text(st.characters()))
+def test_no_text_steers_a_terminal(text: str) -> None:
+    shown = printable(text, keep="")
+    assert not steers(shown)
+    assert "\n" not in shown
+    shown.encode()
+
+
+@pytest.fixture
+def warnings_shown() -> Iterator[Console]:
+    logger = logging.getLogger("rise_ray")
+    before = list(logger.handlers)
+    console = Console()
+    console.show_warnings()
+    yield console
+    logger.handlers = before
+
+
+def test_the_console_prints_one_line_whatever_a_text_holds(
+    warnings_shown: Console, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_API_KEY", SECRET)
+    text = f"{ATTACK} [bold]:bug: {SECRET}"
+    warnings_shown.step(text)
+    logging.getLogger("rise_ray.rollout.pool").warning("worker is lost: %s", text)
+    warnings_shown.results([], [], f"runs/{text}/report.html")
+    printed = capsys.readouterr().out
+    assert not steers(printed)
+    assert SECRET not in printed
+    assert "[bold]:bug:" in printed
+    step, warning, nothing, report = printed.splitlines()
+    assert warning.split("  ", 2)[2].strip().startswith("warning: worker is lost: \\x1b[2J")
+    assert nothing == "Nothing was evaluated yet."
+    assert step.startswith("  0:00    \\x1b[2J")
+    assert report.startswith("Report: runs/")
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_errors_neither_steer_the_terminal_nor_tell_secrets(
+    debug: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError(f"model {ATTACK}: {SECRET} https://me:pa55word@host")
+
+    monkeypatch.setenv("PLANTED_API_KEY", SECRET)
+    monkeypatch.setattr(cli, "load_config", fail)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    try:
+        assert cli.main(["run", "x.yaml", *debug]) == 1
+    except ModelError as error:  # what Python does with an exception that ends the process
+        assert debug
+        sys.excepthook(type(error), error, error.__traceback__)
+    printed = capsys.readouterr().err
+    assert "\\x1b[2J" in printed
+    assert not steers(printed)
+    assert SECRET not in printed
+    assert "pa55word" not in printed
+
+
+def test_the_check_prints_what_data_and_models_say_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse_config(
+        MINIMAL, [f"storage={tmp_path}", f"model.path={json.dumps('./' + ATTACK)}"], source="x"
+    )
+    assert not check.check(config)
+    printed = capsys.readouterr().out
+    assert "\\x1b[2J" in printed
+    assert not steers(printed)
+
+
+def test_wandb_is_told_numbers_under_our_own_names_and_nothing_else() -> None:
+    record = {
+        **{"stage": "base", "phase": "eval", "model": "base", "time": 1.0, "problems": 3},
+        **{"feedback": ATTACK, "split": SECRET, "window": None},
+        "sampling": {"temperature": 1.0, "note": ATTACK},
+        "metrics": {"m1@t1": {"value": 0.4, "low": 0.3, "high": 0.5}, "p1": {"value": None}},
+        "counts": {"trajectories": 3, "errors": {ATTACK: 1, "a/b/c": 2}},
+    }
+    assert _flat(record) == {
+        "eval/base/problems": 3,
+        "eval/base/temperature": 1.0,
+        "eval/base/m1@t1": 0.4,
+        "eval/base/trajectories": 3,
+    }
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_weights_in_a_pickle_are_refused_without_being_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(ModelError, match=rf"{name}.*could run code.*only safetensors"):
+        locate_model(str(tmp_path))
+
+
+def test_plain_transformers_reads_no_pickle_either(tmp_path: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=8, num_attention_heads=1, num_key_value_heads=1, **shape)
+    model = LlamaForCausalLM(config)
+    config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        reference_logprobs(str(tmp_path), [(1, 2)], "float32", False)
+
+
+def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "it ran"
+    folder = write_tokenizer(tmp_path / "model")
+    code = f"open({str(marker)!r}, 'w')\nclass Trap: pass\n"
+    (folder / "trap.py").write_text(code)
+    mapped = {"AutoConfig": "trap.Trap", "AutoModelForCausalLM": "trap.Trap"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "trap", "auto_map": mapped}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Trap", "auto_map": {"AutoTokenizer": ["trap.Trap", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_tokenizer(str(folder), None, trust_remote_code=False)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        reference_logprobs(str(folder), [(1, 2)], "float32", trust_remote_code=False)
+    assert not marker.exists()
+
+
+def test_a_chat_template_has_no_way_out_of_its_sandbox(tmp_path: Path) -> None:
+    from rise_ray.rollout.chat import ChatFormat
+
+    escape = "{{ cycler.__init__.__globals__.os.system('exit 1') }}"
+    tokenizer = load_tokenizer(str(write_tokenizer(tmp_path, escape)), None, False)
+    with pytest.raises(ModelError, match=r"chat template|unsafe"):
+        ChatFormat(tokenizer, "m")
