@@ -40,4 +40,5 @@ with open("pyproject.toml", "rb") as file:
     print(*tomllib.load(file)["project"]["optional-dependencies"]["dev"], sep="\n")
 PY
 compile dev "# The tools that check and test: on top of either stack." \
-  - --no-annotate --constraint requirements/cpu.lock --constraint requirements/gpu.lock "$@" <"$work/dev.in"
+  - --no-annotate --constraint requirements/cpu.lock --constraint requirements/gpu.lock \
+  --override requirements/overrides.txt "$@" <"$work/dev.in"

@@ -1,9 +1,10 @@
-"""The command `rise-ray`: run a config, evaluate a model with it, or check it.
+"""The command `rise-ray`: run a config, evaluate a model with it, check it, or ask a run's lineage.
 
 rise-ray run jobs/quickstart.yaml
 rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
 rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
 rise-ray check jobs/gsm8k_8b.yaml
+rise-ray lineage runs/quickstart --problem ID
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import rise_ray.config
 from rise_ray import __version__
 from rise_ray.config import RunConfig, load_config
 from rise_ray.errors import user_error
+from rise_ray.stop import Stopped, handle_signals, stop_signals
+from rise_ray.text import terminal_text
 
 if TYPE_CHECKING:
     from rise_ray.console import Console
     from rise_ray.store.run import Run
-
-INTERRUPTED = 130
 
 _RUN = """\
 Run a config: collect, relabel, train, evaluate, report. A run does, in this order:
@@ -38,8 +41,8 @@ Run a config: collect, relabel, train, evaluate, report. A run does, in this ord
   control-N    if configured: single-turn rejection sampling at the same budget
   report       the results with 95% intervals, as a table and as report.html
 
-Everything is in the run folder <storage>/<name>. Ctrl-C or a crash loses the episodes that were
-under way; --resume does the rest. A folder that holds anything else is left as it is. A
+Everything is in the run folder <storage>/<name>. Ctrl-C, SIGTERM or a crash loses the episodes that
+were under way; --resume does the rest. A folder that holds anything else is left as it is. A
 finished run shows its results again.
 """
 _EVAL = """\
@@ -48,6 +51,14 @@ Evaluate one model with a config's task and protocol, in a run folder of its own
 _CHECK = """\
 Check a config without starting anything: settings, data, model, chat template, prompts, teacher,
 run folder. Then show the run in numbers and the Ray resources that it needs.
+"""
+_LINEAGE = """\
+Show where a training row came from, or what came of a problem, as JSON lines.
+
+--example gives the example's trajectory, turn, candidate and sampling seed, the weights that wrote
+it and their checkpoint, the verifier's version and verdict, the relabel rule, the SHA-256 of the
+run's config, and the text. --problem gives every training row that came from the problem. Nothing
+is changed; what is read is verified.
 """
 _EPILOG = f"""\
 any setting is overridden as key.sub=value (the value is YAML):
@@ -58,18 +69,21 @@ any setting is overridden as key.sub=value (the value is YAML):
 every setting with its meaning and default:
   {rise_ray.config.__file__}
 
-exit status: 0 done, 1 the run failed, 2 the command or the config is wrong, {INTERRUPTED} Ctrl-C
+exit status: 0 done, 1 the run failed, 2 the command or the config is wrong,
+130 stopped by Ctrl-C, 143 stopped by SIGTERM
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status; the epilog of `--help` lists them."""
+    sys.excepthook = _show_traceback
     options = _parse(arguments)
     try:
-        return int(options.command(options))
-    except KeyboardInterrupt:
-        _complain("interrupted; the same command with --resume goes on")
-        return INTERRUPTED
+        with stop_signals():
+            return int(options.command(options))
+    except Stopped as stopped:
+        _complain(f"{stopped}; the same command with --resume goes on")
+        return stopped.exit_code
     except Exception as error:
         ours = user_error(error)
         if ours is None or options.debug:
@@ -79,7 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"rise-ray: {message}", file=sys.stderr)
+    print(terminal_text(f"rise-ray: {message}"), file=sys.stderr)
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(terminal_text(text), file=sys.stderr, end="")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -104,21 +125,31 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     # vLLM and DeepSpeed print banners on import; the run's own lines are the output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from rise_ray.check import preflight
-    from rise_ray.cluster import connected
+    from rise_ray.cluster import connected, in_job_copy
     from rise_ray.console import Console
     from rise_ray.driver import execute
     from rise_ray.stages import Stages
+    from rise_ray.store.mend import is_whole, mend
+    from rise_ray.store.owner import Ownership
     from rise_ray.store.run import Run
 
     console = Console()
+    console.show_warnings()
     run = preflight(config, options.resume)
     console.line(f"run {config.name} in {run.folder.uri}")
-    if run.finished:
+    if in_job_copy(run.folder.uri):
+        console.step("which Ray deletes: to keep it, give `storage` as an absolute path or a URI")
+    if run.finished and (is_whole(run) or not options.resume):
         _show(run, console)
         return 0
     # The folder is made when Ray is there: what fails before leaves nothing behind.
-    with connected(config, options.debug), Stages(Run(config, options.resume), console) as stages:
-        execute(stages)
+    with connected(config, options.debug), Ownership(run.folder, console.line):
+        handle_signals()  # Ray took SIGTERM over
+        run = Run(config, options.resume)
+        for repair in mend(run):
+            console.line(repair)
+        with Stages(run, console) as stages:
+            execute(stages)
     return 0
 
 
@@ -137,13 +168,30 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if check(load_config(options.config, options.overrides)) else 1
 
 
+def _lineage(options: argparse.Namespace) -> int:
+    from rise_ray.lineage import example_lineage, open_run, problem_lineage
+    from rise_ray.store.files import Folder
+
+    record = open_run(Folder(options.run_folder))
+    if options.example is not None:
+        lines = example_lineage(record, options.example)
+    else:
+        lines = problem_lineage(record, options.problem)
+    for line in lines:
+        print(json.dumps(line))
+    return 0
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
-    options.overrides += rest  # argparse gives up on positional arguments after an option
+    if rest and "overrides" not in options:
+        parser.error(f"unrecognized argument {rest[0]}")
+    if rest:
+        options.overrides += rest  # argparse gives up on positional arguments after an option
     return options
 
 
@@ -157,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rise-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
-    run = _command(commands, "run", _RUN, _run)
-    evaluate = _command(commands, "eval", _EVAL, _eval)
+    run = _config_command(commands, "run", _RUN, _run)
+    evaluate = _config_command(commands, "eval", _EVAL, _eval)
     evaluate.add_argument("--model", required=True, help="folder, URI or hub name")
     evaluate.add_argument("--name", help="of the run folder (default: eval-<model>)")
     for command in (run, evaluate):
@@ -167,7 +215,24 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="go on with an unfinished run of the same config (or start it)",
         )
-    _command(commands, "check", _CHECK, _check)
+    _config_command(commands, "check", _CHECK, _check)
+    lineage = _command(commands, "lineage", _LINEAGE, _lineage)
+    lineage.add_argument("run_folder", help="a run's folder, <storage>/<name>: path or URI")
+    asked = lineage.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--example", metavar="ID", help="where did this training row come from?")
+    asked.add_argument("--problem", metavar="ID", help="which training rows came from it?")
+    return parser
+
+
+def _config_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    description: str,
+    function: object,
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, description, function)
+    parser.add_argument("config", help="YAML file of settings")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
     return parser
 
 
@@ -184,8 +249,6 @@ def _command(
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
     parser.add_argument("--debug", action="store_true", help="tracebacks and all processes' logs")
     parser.set_defaults(command=function)
     return parser

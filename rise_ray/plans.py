@@ -18,6 +18,11 @@ def stage_name(phase: Phase, iteration: int) -> str:
     return f"{'control' if phase is Phase.CONTROL else 'iteration'}-{iteration}"
 
 
+def phase_of(stage: str) -> Phase:
+    """The inverse of `stage_name`: what a stage's training data were rolled out for."""
+    return Phase.CONTROL if stage.startswith(f"{CONTROL}-") else Phase.COLLECT
+
+
 def evaluated_models(config: RunConfig) -> dict[str, tuple[int, Phase]]:
     """Every model that a run evaluates: its iteration, and the phase its episodes are kept in."""
     models = {BASE: (0, Phase.EVAL)}
@@ -26,6 +31,18 @@ def evaluated_models(config: RunConfig) -> dict[str, tuple[int, Phase]]:
     if config.control.enabled and config.iterations:
         models[CONTROL] = (config.iterations, Phase.CONTROL_EVAL)
     return models
+
+
+def rollout_phases(config: RunConfig) -> dict[str, tuple[int, Phase]]:
+    """Every stage that rolls episodes, by its key in the journal: the phase they are kept in."""
+    phases = [Phase.COLLECT, Phase.CONTROL] if config.control.enabled else [Phase.COLLECT]
+    collected = {
+        f"{stage_name(phase, iteration)}/collect": (iteration, phase)
+        for phase in phases
+        for iteration in range(1, config.iterations + 1)
+    }
+    evaluated = {f"{model}/eval": where for model, where in evaluated_models(config).items()}
+    return collected | evaluated
 
 
 def iteration_problems(

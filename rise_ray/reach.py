@@ -16,14 +16,15 @@ from rise_ray.errors import DataError, ModelError, RiseError, StoreError, Teache
 from rise_ray.mdp import Problem
 from rise_ray.models.locate import locate_model
 from rise_ray.rollout.chat import load_tokenizer
-from rise_ray.store.files import Folder
+from rise_ray.store.files import Folder, UnreachableError
+from rise_ray.store.owner import refuse_if_driven
 from rise_ray.store.run import STATE, Run
 from rise_ray.tasks.base import Task
 from rise_ray.tasks.dataset import DatasetTask
 from rise_ray.tasks.source import is_file
 
 _CONNECT_S = 5.0
-_WEIGHTS = ("*.safetensors", "*.bin")
+_WEIGHTS = "*.safetensors"
 _HUB = "https://huggingface.co"
 _OPENAI = "https://api.openai.com/v1"
 _PORTS = {"http": 80, "https": 443, "ray": 10001, "ray-gcs": 6379}
@@ -42,15 +43,19 @@ def look_at_run(config: RunConfig, resume: bool) -> Run:
     """The run in the run folder, as far as there is one; nothing is created.
 
     Raises:
-        StoreError: the folder holds another run, or cannot be written.
+        StoreError: the folder holds another run, has a driver already, or cannot be written.
         NotCheckedError: the storage cannot be reached from here.
     """
     try:
         run = Run(config, resume, create=False)
         free = not run.folder.exists(STATE)
+        if not run.finished:
+            refuse_if_driven(run.folder)
+    except UnreachableError as error:
+        raise NotCheckedError(f"`storage`: {error}", error) from error
     except RiseError:
         raise
-    except Exception as error:  # every file system of fsspec has errors of its own
+    except Exception as error:  # a file system that fsspec does not know, or lacks a package for
         message = f"`storage`: {config.storage}: {type(error).__name__}: {error}"
         raise NotCheckedError(message, StoreError(f"{message}; correct `storage`")) from error
     if free and run.folder.is_local:
@@ -90,8 +95,8 @@ def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code
     on_hub = not Path(located).is_dir()
     if on_hub:
         _use_only_the_cache_if_the_hub_is_away()
-    elif not any(next(Path(located).glob(pattern), None) for pattern in _WEIGHTS):
-        raise ModelError(f"model {path}: the folder holds no weights ({', '.join(_WEIGHTS)})")
+    elif next(Path(located).glob(_WEIGHTS), None) is None:
+        raise ModelError(f"model {path}: the folder holds no weights ({_WEIGHTS})")
     try:
         return load_tokenizer(located, chat_template, trust_remote_code)
     except ModelError as error:

@@ -43,7 +43,7 @@ from rise_ray.sync.parity import PARITY_FILE, parity_sequences, reference_in_tas
 from rise_ray.tasks import load_task
 from rise_ray.track import PhaseLog, start_tracker
 from rise_ray.train.job import TrainJob, train
-from rise_ray.verify.actor import start_verifiers
+from rise_ray.verify.actor import VerifierHandle, start_verifiers
 from rise_ray.versions import package_versions
 from rise_ray.warmstart import demonstrate, demonstration_examples, initial_model
 
@@ -71,7 +71,7 @@ class Stages:
             if pool is not None:
                 pool.release()
         for verifier in self.__dict__.get("_verifiers", ()):
-            ray.kill(verifier)
+            verifier.stop()
         ray.get(self._tracker.close.remote())
 
     def base(self) -> WeightVersion:
@@ -110,7 +110,10 @@ class Stages:
             first = 1 if self.config.data == "pooled" else iteration
             result = write_relabeled(
                 self.run.trajectories,
-                [(number, phase) for number in range(first, iteration + 1)],
+                [
+                    (number, phase, self._sealed(stage_name(phase, number), "collect"))
+                    for number in range(first, iteration + 1)
+                ],
                 self.config.relabel,
                 self.config.model.max_model_len,
                 derive_seed(self.config.seed, "relabel", name),
@@ -171,7 +174,7 @@ class Stages:
             record = eval_record(
                 model,
                 protocol.split,
-                self._result(iteration, phase),
+                self._result(iteration, phase, counts["parts_sha256"]),
                 feedback=self.task.feedback(problems[0]),
                 window=protocol.window,
                 sampling=protocol.sampling.model_dump(),
@@ -185,7 +188,8 @@ class Stages:
         """Compare the models problem by problem, write the page, print the table."""
         protocol = self.config.evaluation
         models = evaluated_models(self.config)
-        results = {model: self._result(*where) for model, where in models.items()}
+        sealed = {model: self._sealed(model, "eval") for model in models}
+        results = {model: self._result(*models[model], sealed[model]) for model in models}
         comparisons = standard_comparisons(
             results, bootstrap=protocol.bootstrap, seed=self.config.seed
         )
@@ -196,7 +200,7 @@ class Stages:
                 config=self.config.model_dump(mode="json"),
                 records=records,
                 comparisons=comparisons,
-                trajectories=self.run.trajectories.read(*models[last]),
+                trajectories=self.run.trajectories.read(*models[last], sealed[last]),
                 versions=package_versions(),
             )
             self.run.folder.write(REPORT, page.encode())
@@ -280,7 +284,8 @@ class Stages:
         iteration: int,
         phase: Phase,
     ) -> Result:
-        return roll_phase(
+        before = self._losses()
+        counts = roll_phase(
             roll,
             specs,
             self.run.trajectories,
@@ -289,6 +294,12 @@ class Stages:
             self.config.verify.max_error_share,
             self.console.rolled,
         )
+        lost, requeued = (n - b for n, b in zip(self._losses(), before, strict=True))
+        return {**counts, "lost_workers": lost, "requeued_episodes": requeued}
+
+    def _losses(self) -> tuple[int, int]:
+        """Workers that were lost and episodes that went back to the queue, since the start."""
+        return (0, 0) if self._pool is None else (self._pool.lost_workers, self._pool.requeued)
 
     def _roller(
         self, weights: WeightVersion, student: ChatFormat | None
@@ -371,10 +382,14 @@ class Stages:
         collected = self.run.stages[f"{stage_name(Phase.COLLECT, iteration)}/collect"]
         return max(1, round(collected["verdicts"] / collected["trajectories"]))
 
-    def _result(self, iteration: int, phase: Phase) -> EvalResult:
+    def _sealed(self, stage: str, phase: str) -> str:
+        """The digest of a finished stage's trajectories: none may be missing when they are read."""
+        return str(self.run.stages[f"{stage}/{phase}"]["parts_sha256"])
+
+    def _result(self, iteration: int, phase: Phase, sealed: str) -> EvalResult:
         protocol = self.config.evaluation
         return evaluate(
-            self.run.trajectories.read(iteration, phase),
+            self.run.trajectories.read(iteration, phase, sealed),
             turns=protocol.turns,
             parallel=protocol.parallel,
             bootstrap=protocol.bootstrap,
@@ -401,7 +416,7 @@ class Stages:
         return {}
 
     @cached_property
-    def _verifiers(self) -> list[Any]:
+    def _verifiers(self) -> list[VerifierHandle]:
         return start_verifiers(self.config.task, self.config.verify)
 
     def _probe(self, chat: ChatFormat) -> tuple[tuple[int, ...], ...]:

@@ -1,6 +1,6 @@
 """Relabeling as a streaming Ray Data job: trajectory parts in, an examples folder out.
 
-    read parquet -> relabel (a pure function of each trajectory) -> random order -> parts
+    read and verify a part -> relabel each trajectory (a pure function) -> random order -> parts
 
 Trajectories are never read by the driver; examples pass through it one part at a time.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import ray
 
 from rise_ray.config import RelabelConfig
-from rise_ray.errors import TrainError
+from rise_ray.errors import TrainError, user_error
 from rise_ray.mdp import Phase, derive_seed
-from rise_ray.relabel.examples import relabel_all
+from rise_ray.relabel.examples import Relabeled, relabel_all
 from rise_ray.store.examples import (
     EXAMPLE_SCHEMA,
     EXAMPLES_PER_PART,
@@ -34,11 +34,11 @@ from rise_ray.store.examples import (
     write_part,
 )
 from rise_ray.store.files import Folder
-from rise_ray.store.trajectories import TrajectoryStore, trajectory_from_row
-from rise_ray.store.trajectories import read_part as read_trajectories
+from rise_ray.store.trajectories import TrajectoryStore, read_part, trajectory_from_row
 
 _TASK_CPUS = 0.25  # light tasks: they run beside idle rollout workers on small machines
 _PARTS_PER_PARTITION = 8
+_ROWS_AT_ONCE = 64  # trajectories as Python objects: they take several times their bytes
 _NO_EXAMPLE = -1  # the `order` of a row that only carries counts
 
 # A row is an example with its place in the random order and its weight, or counts alone.
@@ -62,7 +62,7 @@ class RelabelResult:
 
 def write_relabeled(
     store: TrajectoryStore,
-    phases: Sequence[tuple[int, Phase]],
+    phases: Sequence[tuple[int, Phase, str]],
     config: RelabelConfig,
     max_tokens: int,
     seed: int,
@@ -74,7 +74,7 @@ def write_relabeled(
     cluster, or an earlier try.
 
     Args:
-        store, phases: what to read, as (iteration, phase).
+        store, phases: what to read, as (iteration, phase, the digest that sealed it).
         config: the rule.
         max_tokens: longest example.
         seed: of the examples' order and of the control's draws.
@@ -82,52 +82,49 @@ def write_relabeled(
 
     Raises:
         TrainError: no response passed the rule.
-        StoreError: a part is damaged.
+        StoreError: a part is damaged, or was lost, added or replaced since its phase was sealed.
     """
     parts = [
-        (store.phase(iteration, phase), name)
-        for iteration, phase in phases
-        for name in store.parts(iteration, phase)
+        {"folder": store.phase(iteration, phase).uri, "name": name}
+        for iteration, phase, sealed in phases
+        for name in store.parts(iteration, phase, sealed)
     ]
     if not parts:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
     ray.data.DataContext.get_current().enable_progress_bars = False  # the console has its own
     rows = (
-        _read(store, parts)
+        ray.data.from_items(parts, override_num_blocks=len(parts))
         .map_batches(
-            _relabel_batch,
+            _relabel_part,
             fn_kwargs={"config": config, "max_tokens": max_tokens, "seed": seed},
-            batch_size=64,
-            batch_format="pyarrow",
+            batch_size=1,
+            batch_format="numpy",
             num_cpus=_TASK_CPUS,
         )
         # Orders are hashes, even over their range: no sampling is needed to cut it evenly.
         .sort("order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION)))
     )
-    return _write(rows, output)
-
-
-def _read(store: TrajectoryStore, parts: Sequence[tuple[Folder, str]]) -> Any:
     try:
-        return ray.data.read_parquet(
-            [f"{folder.path}/{name}" for folder, name in parts],
-            filesystem=store.folder.arrow(),
-            num_cpus=_TASK_CPUS,
-            partitioning=None,
-        )
-    except pa.ArrowException:
-        for folder, name in parts:
-            read_trajectories(folder, name)  # says which part is damaged, and what to do
-        raise
+        return _write(rows, output)
+    except ray.exceptions.RayError as error:
+        raise user_error(error) or error from error
 
 
 def _boundaries(partitions: int) -> list[int]:
     return [number * 2**63 // partitions for number in range(1, partitions)]
 
 
-def _relabel_batch(table: pa.Table, config: RelabelConfig, max_tokens: int, seed: int) -> pa.Table:
-    trajectories = {row["id"]: trajectory_from_row(row) for row in table.to_pylist()}
-    result = relabel_all(trajectories.values(), config, max_tokens, seed)
+def _relabel_part(
+    part: dict[str, Any], config: RelabelConfig, max_tokens: int, seed: int
+) -> Iterator[pa.Table]:
+    """The rows of one part, which is verified by the task that reads it."""
+    table = read_part(Folder(str(part["folder"][0])), str(part["name"][0]))
+    for batch in table.to_batches(_ROWS_AT_ONCE):
+        trajectories = map(trajectory_from_row, batch.to_pylist())
+        yield _rows(relabel_all(trajectories, config, max_tokens, seed), seed)
+
+
+def _rows(result: Relabeled, seed: int) -> pa.Table:
     examples = examples_to_table(result.examples)
     columns: dict[str, Any] = {name: examples[name] for name in EXAMPLE_SCHEMA.names}
     columns["order"] = pa.array([derive_seed(seed, e.id) for e in result.examples], pa.int64())

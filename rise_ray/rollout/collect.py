@@ -5,9 +5,8 @@ What is stored already is not rolled again, so the same call after a crash does 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,9 @@ from rise_ray.errors import DataError, RolloutError
 from rise_ray.mdp import Attempt, FinishReason, Outcome, Phase, Problem, StopReason, Trajectory
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
+from rise_ray.store.commit import Committer
 from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.tasks.base import Task
-
-_COMMIT_S = 2.0  # a crash loses at most the episodes that ended since the last commit
-_COMMIT_COUNT = 256
 
 
 @dataclass
@@ -99,7 +96,9 @@ def roll_phase(
     max_verdict_error_share: float,
     progress: Callable[[int, int, Tally], None],
 ) -> dict[str, Any]:
-    """Roll the episodes that are not stored yet, commit them as they end, count them all.
+    """Roll the episodes that are not stored yet, commit them as they end, count and seal them all.
+
+    What has ended when this is interrupted or fails is stored first.
 
     Args:
         roll: runs specs; `RolloutPool.roll`, with a teacher behind it or not.
@@ -108,19 +107,24 @@ def roll_phase(
         max_verdict_error_share: of all verdicts; more stop the phase.
         progress: called with (episodes done, of all, counts of this call's).
 
+    Returns:
+        The counts; `parts_sha256` seals the phase: `TrajectoryStore.read` verifies against it.
+
     Raises:
         RolloutError: too many checks failed, or trajectories are missing in the end.
+        StoreError: a part that is there is damaged, or no part can be written.
     """
     stored = store.ids(iteration, phase)
     missing = [spec for spec in specs if spec.id not in stored]
     tally = Tally()
-    for batch in _commits(roll(missing) if missing else ()):
-        for trajectory in batch:
+    with Committer(store, iteration, phase) as committer:
+        for trajectory in roll(missing) if missing else ():
+            committer.add(trajectory)
             tally.add(trajectory)
-        store.write(iteration, phase, batch)
-        progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)
+            progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)
+    sealed = store.seal(iteration, phase)
     total = Tally()
-    for trajectory in store.read(iteration, phase):
+    for trajectory in store.read(iteration, phase, sealed):
         total.add(trajectory)
     if total.trajectories != len(specs):
         raise RolloutError(
@@ -128,19 +132,12 @@ def roll_phase(
             f"{len(specs)} were rolled; delete the folder and resume"
         )
     _limit_verdict_errors(total, max_verdict_error_share)
-    return {**total.record(), "rolled": tally.trajectories, "rolled_tokens": tally.tokens}
-
-
-def _commits(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
-    batch: list[Trajectory] = []
-    last = time.monotonic()
-    for trajectory in trajectories:
-        batch.append(trajectory)
-        if len(batch) >= _COMMIT_COUNT or time.monotonic() - last > _COMMIT_S:
-            yield batch
-            batch, last = [], time.monotonic()
-    if batch:
-        yield batch
+    return {
+        **total.record(),
+        "rolled": tally.trajectories,
+        "rolled_tokens": tally.tokens,
+        "parts_sha256": sealed,
+    }
 
 
 def _limit_verdict_errors(tally: Tally, share: float) -> None:

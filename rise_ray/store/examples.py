@@ -1,21 +1,21 @@
 """Training examples on storage: Parquet parts in a seeded random order, and their manifest.
 
 An examples folder holds `part-00000.parquet`, ... and `manifest.json`. The manifest is written
-last, so a folder without one is unfinished; it names every part with its SHA-256, so a damaged
-or replaced part is an error and never data. Parts come in a random order of the examples
-because the packing plan (`rise_ray.train.packing`) shuffles only within a part.
+last, so a folder without one is unfinished; it names every part with its SHA-256, and that of its
+lengths, which are read alone: a damaged or replaced part is an error and never data. Parts come in
+a random order of the examples because the packing plan (`rise_ray.train.packing`) shuffles only
+within a part.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,14 @@ import pyarrow.parquet as pq
 from rise_ray.errors import DataError, StoreError, TrainError
 from rise_ray.mdp import Example, Provenance, Span, derive_seed
 from rise_ray.store.files import Folder
+from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 EXAMPLES_PER_PART = 1024
 MANIFEST = "manifest.json"
 _READERS = 16  # parts opened at once when only lengths are read: object stores have latency
+
+_REMEDY = "delete the folder and go on with --resume: it is made again"
 
 _SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("weight", pa.float64())])
 EXAMPLE_SCHEMA = pa.schema(
@@ -64,6 +67,9 @@ class ExamplePart:
     name: str
     examples: int
     sha256: str
+    """Of the whole file."""
+    lengths_sha256: str
+    """Of the columns `tokens` and `loss_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +167,10 @@ def write_example_parts(folder: Folder, examples: Iterable[Example], seed: int) 
 
 def write_part(folder: Folder, index: int, table: pa.Table) -> ExamplePart:
     """Write part number `index` of a folder whose manifest comes later."""
-    buffer = io.BytesIO()
-    pq.write_table(table.cast(EXAMPLE_SCHEMA), buffer, compression="zstd")
-    content = buffer.getvalue()
+    content = to_bytes(table, EXAMPLE_SCHEMA)
     name = f"part-{index:05d}.parquet"
     folder.write(name, content)
-    return ExamplePart(name, table.num_rows, hashlib.sha256(content).hexdigest())
+    return ExamplePart(name, table.num_rows, sha256(content), _lengths(table)[1])
 
 
 def write_manifest(
@@ -185,7 +189,8 @@ def write_manifest(
         raise TrainError(
             f"{folder.uri}: the examples' mean weight is {manifest.mean_weight}; it must be > 0"
         )
-    folder.write(MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+    content = asdict(manifest)
+    folder.write(MANIFEST, json.dumps({**content, "sha256": _seal(content)}, indent=1).encode())
     return manifest
 
 
@@ -202,10 +207,12 @@ def read_manifest(folder: Folder) -> ExampleManifest:
                 f"{folder.uri}: examples of schema version {content['schema_version']}; "
                 f"this rise-ray reads {SCHEMA_VERSION}"
             )
+        if content.pop("sha256") != _seal(content):
+            raise ValueError("its SHA-256 is not that of its content")
         parts = tuple(ExamplePart(**part) for part in content["parts"])
         return ExampleManifest(parts, float(content["mean_weight"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder.uri}/{MANIFEST}: damaged: {error!r}") from error
+        raise StoreError(f"{folder.uri}/{MANIFEST}: damaged: {error!r}; {_REMEDY}") from error
 
 
 def read_part(folder: Folder, part: ExamplePart) -> pa.Table:
@@ -214,33 +221,43 @@ def read_part(folder: Folder, part: ExamplePart) -> pa.Table:
     Raises:
         StoreError: it is missing or is not the file that the manifest names.
     """
-    content = folder.read(part.name)
-    if hashlib.sha256(content).hexdigest() != part.sha256:
-        raise StoreError(f"{folder.uri}/{part.name}: its content is not what {MANIFEST} names")
-    return pq.read_table(pa.BufferReader(content))
+    content, where = folder.read(part.name), f"{folder.uri}/{part.name}"
+    if sha256(content) != part.sha256:
+        raise StoreError(f"{where}: damaged: its SHA-256 is not what {MANIFEST} names; {_REMEDY}")
+    return from_bytes(content, EXAMPLE_SCHEMA, where)
 
 
 def read_lengths(folder: Folder, manifest: ExampleManifest) -> list[PartLengths]:
     """Each part's example lengths; reads only the two columns of numbers.
 
     Raises:
-        StoreError: a part is missing, unreadable or has another number of examples.
+        StoreError: a part is missing, or its lengths are not those that the manifest names.
     """
     filesystem = folder.arrow()
 
     def read(part: ExamplePart) -> PartLengths:
-        path = f"{folder.path}/{part.name}"
+        path, where = f"{folder.path}/{part.name}", f"{folder.uri}/{part.name}"
         try:
             table = pq.read_table(path, columns=["tokens", "loss_tokens"], filesystem=filesystem)
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{path}: cannot be read: {error}") from error
-        if table.num_rows != part.examples:
-            raise StoreError(f"{path}: holds {table.num_rows} examples, not {part.examples}")
-        tokens, loss_tokens = (column.to_numpy().astype(np.int64) for column in table.columns)
-        return PartLengths(tokens, loss_tokens)
+            raise StoreError(f"{where}: cannot be read: {error}; {_REMEDY}") from error
+        lengths, digest = _lengths(table)
+        if digest != part.lengths_sha256:
+            raise StoreError(f"{where}: damaged: its lengths are not {MANIFEST}'s; {_REMEDY}")
+        return lengths
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(read, manifest.parts))
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return sha256(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _lengths(table: pa.Table) -> tuple[PartLengths, str]:
+    """The lengths of a part's examples, and the SHA-256 of them."""
+    columns = [table[name].to_numpy().astype("<i8") for name in ("tokens", "loss_tokens")]
+    return PartLengths(*columns), sha256(b"".join(column.tobytes() for column in columns))
 
 
 def _check(example: Example) -> None:

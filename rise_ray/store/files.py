@@ -10,6 +10,8 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,13 @@ from typing import Any
 
 import fsspec
 
-from rise_ray.errors import StoreError
+from rise_ray.errors import RiseError, StoreError
+
+_TEMPORARY = f".{'[0-9a-f]' * 32}.tmp"
+
+
+class UnreachableError(StoreError):
+    """The store does not answer, or does not know who asks."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Folder:
     """A folder, named by a local path or a URI (`s3://bucket/run`, `gs://...`, `memory://...`).
 
     Names in methods are relative and use `/`. Nothing is created before the first write.
+
+    Every method raises a StoreError that names the file where the store fails.
     """
 
     uri: str
@@ -34,7 +44,8 @@ class Folder:
 
     @cached_property
     def _located(self) -> tuple[Any, str]:
-        filesystem, path = fsspec.core.url_to_fs(self.uri)
+        # Other processes write here too: a listing is never taken from a cache.
+        filesystem, path = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
         return filesystem, path.rstrip("/")
 
     @property
@@ -57,31 +68,16 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder is there."""
-        return bool(self._located[0].exists(self._join(name)))
+        with self._reported(name, "cannot be looked for"):
+            return bool(self._located[0].exists(self._join(name)))
 
     def names(self, suffix: str = "") -> list[str]:
         """Names of the files directly in this folder that end in `suffix`, sorted; [] if none."""
-        filesystem, path = self._located
-        if not filesystem.exists(path):
-            return []
-        filesystem.invalidate_cache(path)
-        entries = filesystem.ls(path, detail=True)
-        names = [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
-        return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
+        return [name for name in self._listed("file") if name.endswith(suffix)]
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted; [] if there are none."""
-        filesystem, path = self._located
-        if not filesystem.exists(path):
-            return []
-        filesystem.invalidate_cache(path)
-        entries = filesystem.ls(path, detail=True)
-        names = [
-            entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            for entry in entries
-            if entry["type"] == "directory"
-        ]
-        return sorted(n for n in names if not n.startswith("."))
+        return self._listed("directory")
 
     def read(self, name: str) -> bytes:
         """A file's content.
@@ -89,10 +85,8 @@ class Folder:
         Raises:
             StoreError: it is missing or unreadable.
         """
-        try:
+        with self._reported(name, "cannot be read"):
             return bytes(self._located[0].cat_file(self._join(name)))
-        except OSError as error:
-            raise StoreError(f"{self._join(name)}: cannot be read: {error}") from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that it is seen whole or not at all.
@@ -100,27 +94,42 @@ class Folder:
         Raises:
             StoreError: the folder cannot be written (full, read-only, no permission).
         """
-        filesystem, _ = self._located
         target = self._join(name)
-        try:
-            filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        with self._reported(name, "cannot be written"):
             if not self.is_local:  # object stores publish an object when its upload is complete
-                filesystem.pipe_file(target, content)
+                self._located[0].pipe_file(target, content)
                 return
-            temporary = f"{target.rsplit('/', 1)[0]}/.{uuid.uuid4().hex}.tmp"
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise StoreError(f"{target}: cannot be written: {error}") from error
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(Path(target).parent)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)  # what a full disk or Ctrl-C left half written
 
     def remove(self, name: str = "") -> None:
         """Delete a file or a folder with what is in it; nothing if it is not there."""
         filesystem, _ = self._located
-        if filesystem.exists(self._join(name)):
-            filesystem.rm(self._join(name), recursive=True)
+        with self._reported(name, "cannot be removed"):
+            if filesystem.exists(self._join(name)):
+                filesystem.rm(self._join(name), recursive=True)
+
+    def sweep(self) -> None:
+        """Delete what writers that were killed left half written, here and in all folders below.
+
+        Nobody may be writing. On an object store there is nothing: uploads end whole or not.
+        """
+        if not self.is_local:
+            return
+        with self._reported("", "cannot be swept"):
+            for temporary in sorted(Path(self.path).rglob(_TEMPORARY)):
+                if temporary.is_dir():
+                    shutil.rmtree(temporary)
+                else:
+                    temporary.unlink(missing_ok=True)  # gone with its folder
 
     def upload(self, source: Path) -> None:
         """Make this folder a copy of the local folder `source`, replacing what was there.
@@ -132,24 +141,14 @@ class Folder:
             StoreError: the folder cannot be written.
         """
         filesystem, path = self._located
-        try:
+        with self._reported("", "cannot be written"):
             if self.is_local:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                staged = Path(path).parent / f".{uuid.uuid4().hex}.tmp"
-                for file in (f for f in source.rglob("*") if f.is_file()):
-                    target = staged / file.relative_to(source)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, target)  # the content alone, not its private mode
-                if Path(path).exists():
-                    shutil.rmtree(path)
-                staged.rename(path)
+                self._replace_by(source)
                 return
             self.remove()
             files = sorted(f for f in source.rglob("*") if f.is_file())
             for file in sorted(files, key=lambda f: f.name == "config.json"):
                 filesystem.put_file(str(file), f"{path}/{file.relative_to(source).as_posix()}")
-        except OSError as error:
-            raise StoreError(f"{self.uri}: cannot be written: {error}") from error
 
     def localize(self) -> Path:
         """A local path with this folder's files: itself, or a copy cached on this node.
@@ -161,23 +160,83 @@ class Folder:
             StoreError: the folder is missing.
         """
         filesystem, path = self._located
-        if not filesystem.exists(path):
+        if not self.exists():
             raise StoreError(f"{self.uri}: there is no such folder")
         if self.is_local:
             return Path(path)
-        filesystem.invalidate_cache(path)
-        listing = sorted(filesystem.find(path, detail=True).items())
-        key = hashlib.sha256(f"{self.uri} {listing}".encode()).hexdigest()[:16]
-        cache = Path(tempfile.gettempdir()) / f"rise-ray-{os.getuid()}" / key
-        if not cache.exists():
-            cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            staged = cache.with_name(f".{uuid.uuid4().hex}")
+        with self._reported("", "cannot be copied to this node"):
+            listing = sorted(filesystem.find(path, detail=True).items())
+            key = hashlib.sha256(f"{self.uri} {listing}".encode()).hexdigest()[:16]
+            cache = Path(tempfile.gettempdir()) / f"rise-ray-{os.getuid()}" / key
+            if not cache.exists():
+                cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._copy_to(cache)
+        return cache
+
+    def _copy_to(self, cache: Path) -> None:
+        filesystem, path = self._located
+        staged = _temporary(cache.parent)
+        try:
             filesystem.get(path, str(staged), recursive=True)
             try:
                 staged.rename(cache)
-            except OSError:  # another process of this node was faster; its copy is the same
-                shutil.rmtree(staged)
-        return cache
+            except OSError:
+                if not cache.exists():  # else another process of this node was faster
+                    raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _replace_by(self, source: Path) -> None:
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = _temporary(path.parent)
+        try:
+            for file in (f for f in source.rglob("*") if f.is_file()):
+                target = staged / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)  # the content alone, not its private mode
+            if path.exists():
+                shutil.rmtree(path)
+            staged.rename(path)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _listed(self, kind: str) -> list[str]:
+        filesystem, path = self._located
+        with self._reported("", "cannot be listed"):
+            try:
+                entries = filesystem.ls(path, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        found = [
+            entry["name"].rstrip("/").rsplit("/", 1)[-1]
+            for entry in entries
+            if entry["type"] == kind
+        ]
+        return sorted(name for name in found if not name.startswith("."))
+
+    @contextmanager
+    def _reported(self, name: str, failure: str) -> Iterator[None]:
+        """What the store raises inside, as a StoreError that says what failed and where."""
+        where = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+        try:
+            yield
+        except RiseError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{where}: {failure}: {error}") from error
+        except Exception as error:
+            if self.is_local:
+                raise
+            # Every file system of fsspec has errors of its own for a network that is away.
+            raise UnreachableError(
+                f"{where}: {failure}: {type(error).__name__}: {error}"
+            ) from error
 
     def _join(self, name: str) -> str:
         return f"{self._located[1]}/{name}" if name else self._located[1]
+
+
+def _temporary(folder: Path) -> Path:
+    """A new name in a folder that no listing shows."""
+    return folder / f".{uuid.uuid4().hex}.tmp"

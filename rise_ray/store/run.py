@@ -1,8 +1,9 @@
 """A run's folder and its journal: what is done, with its result, so that a stopped run goes on.
 
 runs/<name>/
-  config.yaml                 the resolved config
+  config.yaml                 the resolved config; its SHA-256 is in the journal
   state.json                  the journal: finished stages and their results
+  owner.json                  the driver that works on it now (rise_ray.store.owner)
   metrics.jsonl               every measurement (rise_ray.track)
   trajectories/  examples/    what was rolled and what it was relabeled to
   checkpoints/iteration=N/    Hugging Face folders (0: the warm start)
@@ -20,9 +21,11 @@ from rise_ray import __version__
 from rise_ray.config import RunConfig, dump_config
 from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
+from rise_ray.store.owner import OWNER
+from rise_ray.store.parquet import sha256
 from rise_ray.store.trajectories import TrajectoryStore
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 CONFIG, STATE, REPORT = "config.yaml", "state.json", "report.html"
 LAST_STAGE = "run/report"
 
@@ -43,6 +46,7 @@ class Run:
         self.config = config
         self.folder = run_folder(config)
         self.trajectories = TrajectoryStore(self.folder / "trajectories")
+        self._dump = dump_config(config)
         self._stages: dict[str, dict[str, Any]] = {}
         if self.folder.exists(STATE):
             self._reopen(resume)
@@ -52,7 +56,7 @@ class Run:
                 "changed; choose another `name` or `storage`"
             )
         elif create:
-            self.folder.write(CONFIG, dump_config(config).encode())
+            self.write_config()
             self._save()
 
     @property
@@ -76,20 +80,34 @@ class Run:
             self._save()
         return self._stages[key]
 
+    def config_is_whole(self) -> bool:
+        """Whether `config.yaml` is there and says what the run does."""
+        return self.folder.exists(CONFIG) and self.folder.read(CONFIG) == self._dump.encode()
+
+    def write_config(self) -> None:
+        """Write `config.yaml`."""
+        self.folder.write(CONFIG, self._dump.encode())
+
+    def forget(self, key: str) -> None:
+        """Have stage `key` done again: what it made is lost."""
+        del self._stages[key]
+        self._save()
+
     def _save(self) -> None:
         state = {
             "schema_version": SCHEMA_VERSION,
             "rise_ray": __version__,
             "run": self.config.name,
+            "config_sha256": config_sha256(self._dump),
             "stages": self._stages,
         }
         self.folder.write(STATE, json.dumps(state, indent=1).encode())
 
     def _has_foreign_files(self) -> bool:
         """Whether a folder without a journal holds more than a run that was stopped at birth."""
-        names, mine = self.folder.names(), dump_config(self.config)
+        names = [name for name in self.folder.names() if name != OWNER]
         return bool(self.folder.folders()) or (
-            bool(names) and (names != [CONFIG] or self._saved_config() != mine)
+            bool(names) and (names != [CONFIG] or not self.config_is_whole())
         )
 
     def _saved_config(self) -> str:
@@ -98,12 +116,13 @@ class Run:
         return self.folder.read(CONFIG).decode("utf-8", "replace")
 
     def _reopen(self, resume: bool) -> None:
-        state = self._read_state()
-        saved, mine = self._saved_config(), dump_config(self.config)
-        if saved != mine:
+        state = read_journal(self.folder)
+        if state["config_sha256"] != config_sha256(self._dump):
+            saved = self._saved_config()
             raise StoreError(
-                f"{self.folder.uri}: holds another run (its config.yaml differs: "
-                f"{_first_difference(saved, mine)}); nothing was changed; choose another `name`"
+                f"{self.folder.uri}: holds another run (its {CONFIG} differs: "
+                f"{_first_difference(saved, self._dump)}); nothing was changed; choose "
+                "another `name`"
             )
         self._stages = state["stages"]
         if not self.finished and not resume:
@@ -112,20 +131,34 @@ class Run:
                 "or choose another `name`"
             )
 
-    def _read_state(self) -> dict[str, Any]:
-        try:
-            state = json.loads(self.folder.read(STATE))
-        except ValueError as error:
-            raise StoreError(f"{self.folder.uri}/{STATE}: damaged journal: {error}") from error
-        version = state.get("schema_version") if isinstance(state, dict) else None
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.folder.uri}/{STATE}: a journal of schema version {version}; this rise-ray "
-                f"reads version {SCHEMA_VERSION}"
-            )
-        if not isinstance(state.get("stages"), dict):
-            raise StoreError(f"{self.folder.uri}/{STATE}: damaged journal: it lists no stages")
-        return dict(state)
+
+def read_journal(folder: Folder) -> dict[str, Any]:
+    """A run folder's journal: `stages` with their results, `config_sha256`, `run`, `rise_ray`.
+
+    Raises:
+        StoreError: it is missing, damaged or of another schema version.
+    """
+    where = f"{folder.uri}/{STATE}"
+    remedy = "restore it from a copy, or start again under another `name`"
+    try:
+        state = json.loads(folder.read(STATE))
+    except ValueError as error:
+        raise StoreError(f"{where}: damaged journal: {error}; {remedy}") from error
+    version = state.get("schema_version") if isinstance(state, dict) else None
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{where}: a journal of schema version {version}; this rise-ray reads version "
+            f"{SCHEMA_VERSION}"
+        )
+    for key, kind in (("stages", dict), ("config_sha256", str)):
+        if not isinstance(state.get(key), kind):
+            raise StoreError(f"{where}: damaged journal: it has no {key}; {remedy}")
+    return dict(state)
+
+
+def config_sha256(dump: str) -> str:
+    """The digest of a dumped config, which the journal and every lineage carry."""
+    return sha256(dump.encode())
 
 
 def run_folder(config: RunConfig) -> Folder:

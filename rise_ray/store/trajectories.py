@@ -1,21 +1,21 @@
-"""Trajectories on Parquet: one row per episode, parts that are written whole, ids that repeat.
+"""Trajectories on Parquet: one row per episode, in parts that are named by their content.
 
 A phase of an iteration has its own folder, `trajectories/iteration=N/phase=P/`, of
-`part-<digest>.parquet` files. A part's name is a digest of the ids it holds, and an id is fixed
-before its episode runs, so writing an episode again never doubles it: readers keep the first.
+`part-<sha256 of the file>.parquet` files: every read verifies what it reads. An id is fixed before
+its episode runs, so writing an episode again never doubles it: readers keep the first. A phase
+that is done is sealed: a digest of its parts' names is in the run's journal, and with it whether
+any part was lost, added or replaced since.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from rise_ray.errors import StoreError
 from rise_ray.mdp import (
@@ -30,8 +30,10 @@ from rise_ray.mdp import (
     Verdict,
 )
 from rise_ray.store.files import Folder
+from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
 SCHEMA_VERSION = "1"
+PART_ROWS = 256  # of a whole part: small enough to be one task's, and one block in memory
 
 _TOKENS = pa.list_(pa.int32())
 _VERDICT = pa.struct(
@@ -87,10 +89,16 @@ TRAJECTORY_SCHEMA = pa.schema(
 
 def trajectory_to_row(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as a row of `TRAJECTORY_SCHEMA`."""
-    row = asdict(trajectory)
-    row["problem_id"] = trajectory.problem.id
+    row: dict[str, Any] = _storable(trajectory)
+    row["problem_id"] = row["problem"]["id"]
     row["problem"]["data"] = json.dumps(trajectory.problem.data, sort_keys=True)
-    return _storable(row)
+    return row
+
+
+def trajectories_to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
+    """Trajectories as a table of `TRAJECTORY_SCHEMA`, ordered by id."""
+    rows = [trajectory_to_row(t) for t in sorted(trajectories, key=lambda t: t.id)]
+    return pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA)
 
 
 def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
@@ -126,16 +134,16 @@ class TrajectoryStore:
         """The folder of one phase's parts."""
         return self.folder / f"iteration={iteration}" / f"phase={phase.value}"
 
-    def write(self, iteration: int, phase: Phase, trajectories: Sequence[Trajectory]) -> None:
-        """Commit trajectories as one part; the same trajectories again overwrite that part."""
-        if not trajectories:
-            return
-        rows = [trajectory_to_row(t) for t in sorted(trajectories, key=lambda t: t.id)]
-        digest = hashlib.sha256("\n".join(row["id"] for row in rows).encode()).hexdigest()[:16]
-        sink = io.BytesIO()
-        table = pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA)
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        self.phase(iteration, phase).write(f"part-{digest}.parquet", sink.getvalue())
+    def write(self, iteration: int, phase: Phase, trajectories: Sequence[Trajectory]) -> str:
+        """Commit trajectories (at least one) as one part; its name."""
+        return self.write_table(iteration, phase, trajectories_to_table(trajectories))
+
+    def write_table(self, iteration: int, phase: Phase, table: pa.Table) -> str:
+        """`write` of a table."""
+        content = to_bytes(table, TRAJECTORY_SCHEMA)
+        name = _part_name(content)
+        self.phase(iteration, phase).write(name, content)
+        return name
 
     def ids(self, iteration: int, phase: Phase) -> set[str]:
         """Ids of the stored trajectories of a phase."""
@@ -145,44 +153,109 @@ class TrajectoryStore:
             found.update(read_part(folder, name, columns=["id"])["id"].to_pylist())
         return found
 
-    def parts(self, iteration: int, phase: Phase) -> list[str]:
-        """Names of the part files of a phase, sorted."""
-        return self.phase(iteration, phase).names(suffix=".parquet")
+    def parts(self, iteration: int, phase: Phase, sealed: str | None = None) -> list[str]:
+        """Names of the part files of a phase, sorted.
 
-    def read(self, iteration: int, phase: Phase) -> Iterator[Trajectory]:
-        """Every stored trajectory of a phase once, ordered by part and id."""
+        Args:
+            iteration, phase: which.
+            sealed: the phase's digest, if it is done.
+
+        Raises:
+            StoreError: the parts are not those that were sealed.
+        """
+        folder = self.phase(iteration, phase)
+        names = folder.names(suffix=".parquet")
+        if sealed is not None and sealed != _digest(names):
+            raise StoreError(
+                f"{folder.uri}: its {len(names)} parts are not those that the journal names: some "
+                "were lost, added or replaced; go on with --resume: what is missing is rolled again"
+            )
+        return names
+
+    def is_whole(self, iteration: int, phase: Phase, sealed: str) -> bool:
+        """Whether a phase's parts are those that were sealed, by their names."""
+        return _digest(self.phase(iteration, phase).names(suffix=".parquet")) == sealed
+
+    def read(self, iteration: int, phase: Phase, sealed: str | None = None) -> Iterator[Trajectory]:
+        """Every stored trajectory of a phase once, ordered by part and id; see `parts`."""
         folder = self.phase(iteration, phase)
         seen: set[str] = set()
-        for name in self.parts(iteration, phase):
+        for name in self.parts(iteration, phase, sealed):
             for row in read_part(folder, name).to_pylist():
                 if row["id"] not in seen:
                     seen.add(row["id"])
                     yield trajectory_from_row(row)
 
+    def find(
+        self, iteration: int, phase: Phase, sealed: str, trajectory_id: str
+    ) -> Trajectory | None:
+        """One stored trajectory of a sealed phase; None if it is not there."""
+        folder = self.phase(iteration, phase)
+        for name in self.parts(iteration, phase, sealed):
+            table = read_part(folder, name)
+            for row in table.filter(pc.equal(table["id"], trajectory_id)).to_pylist():
+                return trajectory_from_row(row)
+        return None
+
+    def seal(self, iteration: int, phase: Phase) -> str:
+        """Rewrite small parts as whole ones, without doubles; the digest of what is there then.
+
+        New parts are written before old ones go: a crash in between leaves doubles, which
+        readers skip and the next call removes.
+        """
+        folder = self.phase(iteration, phase)
+        seen: set[str] = set()
+        small: dict[str, pa.Table] = {}
+        for name in self.parts(iteration, phase):
+            table = read_part(folder, name)
+            fresh = [row not in seen for row in table["id"].to_pylist()]
+            seen.update(table["id"].to_pylist())
+            if all(fresh) and len(fresh) >= PART_ROWS:
+                continue
+            small[name] = table.filter(pa.array(fresh))
+            if sum(t.num_rows for t in small.values()) >= PART_ROWS:
+                self.merge(iteration, phase, small)
+                small = {}
+        if small:
+            self.merge(iteration, phase, small)
+        return _digest(self.parts(iteration, phase))
+
+    def merge(self, iteration: int, phase: Phase, parts: Mapping[str, pa.Table]) -> None:
+        """Make one part of several, which then go.
+
+        Args:
+            iteration, phase: which.
+            parts: by name, the rows to keep of each.
+        """
+        merged = pa.concat_tables(parts.values()).sort_by("id").combine_chunks()
+        by = self.write_table(iteration, phase, merged) if merged.num_rows else None
+        for name in parts:
+            if name != by:
+                self.phase(iteration, phase).remove(name)
+
 
 def read_part(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    """One part as a table.
+    """One part as a table, verified.
 
     Raises:
-        StoreError: it is damaged, or another schema version wrote it.
+        StoreError: it is missing or damaged, or another schema version wrote it.
     """
-    try:
-        content = io.BytesIO(folder.read(name))
-        file = pq.ParquetFile(content, page_checksum_verification=True)
-        version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"").decode()
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{folder.uri}/{name}: trajectories of schema version {version or 'none'}; "
-                f"this rise-ray reads version {SCHEMA_VERSION}"
-            )
-        if not file.schema_arrow.equals(TRAJECTORY_SCHEMA):
-            raise pa.ArrowInvalid("its columns are not those of its schema version")
-        return file.read(columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    content = folder.read(name)
+    if name != _part_name(content):
         raise StoreError(
-            f"{folder.uri}/{name}: damaged part ({error}); delete it and resume: its episodes "
-            "are rolled again"
-        ) from error
+            f"{folder.uri}/{name}: damaged part (the SHA-256 of its content is not that of its "
+            "name); delete it and resume: its episodes are rolled again"
+        )
+    return from_bytes(content, TRAJECTORY_SCHEMA, f"{folder.uri}/{name}", columns)
+
+
+def _part_name(content: bytes) -> str:
+    return f"part-{sha256(content)}.parquet"
+
+
+def _digest(names: Sequence[str]) -> str:
+    """Of a phase: each name is a digest of its part, so this is one of all its bytes."""
+    return sha256("\n".join(names).encode())
 
 
 def _turn(row: dict[str, Any]) -> Turn:
@@ -206,7 +279,12 @@ def _attempt(row: dict[str, Any]) -> Attempt:
 
 
 def _storable(value: Any) -> Any:
-    """Text that is not valid Unicode (lone surrogates) cannot be stored as UTF-8: escape it."""
+    """Dataclasses as dicts, token ids as they are, and text as UTF-8 can hold it.
+
+    Text that is not valid Unicode (lone surrogates) cannot be stored as UTF-8: it is escaped.
+    """
+    if is_dataclass(value):
+        return {field.name: _storable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):

@@ -168,12 +168,14 @@ def test_a_damaged_part_is_named_by_the_relabeling(
     from rise_ray.mdp import Phase
     from rise_ray.relabel.job import write_relabeled
     from rise_ray.store.trajectories import TrajectoryStore
+    from tests.unit.relabel.builders import rolled
 
     store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
-    store.phase(1, Phase.COLLECT).write("part-1.parquet", b"PAR1 nonsense")
+    part = store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
+    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
+    store.phase(1, Phase.COLLECT).write(part, b"PAR1 nonsense")
     output = Folder(str(tmp_path / "examples"))
-    phases = [(1, Phase.COLLECT)]
     error = _ours(lambda: write_relabeled(store, phases, config().relabel, 64, 0, output))
     assert isinstance(error, StoreError)
-    assert "part-1.parquet: damaged part" in str(error)
+    assert f"{part}: damaged part" in str(error)
     assert not output.exists()

@@ -1,4 +1,4 @@
-"""`ray job submit` of a run to a real cluster head, as `cluster/README.md` says."""
+"""`ray job submit` and `ray job stop` of a run on a real head, as `cluster/README.md` says."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from rise_ray.chaos.leftovers import left_in_cluster
 from rise_ray.config import load_config
+from rise_ray.mdp import Phase
 from rise_ray.store.run import Run
+from tests.system.driver import parts_of
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
 from tests.system.processes import descendants, wait_gone
 
@@ -44,12 +48,21 @@ def environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # until SIGKILL: of the head, not of the client
     }
 
 
+@dataclass
+class Head:
+    """Addresses of a head: for jobs, and for drivers."""
+
+    jobs: str
+    cluster: str
+
+
 @pytest.fixture
-def head() -> Iterator[str]:
-    """A Ray head of our own with its dashboard on the loopback interface: the jobs' address."""
+def head() -> Iterator[Head]:
+    """A Ray head of our own with its dashboard on the loopback interface."""
     # Ray's sockets lie in here, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     options = ["port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"]
@@ -69,7 +82,7 @@ def head() -> Iterator[str]:
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
         wait_for(f"{address}/api/jobs/", process)
-        yield address
+        yield Head(address, f"127.0.0.1:{ports['port']}")
     finally:
         started = descendants(process.pid)
         process.terminate()
@@ -92,21 +105,39 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.5)
 
 
-def test_a_submitted_run_trains_on_the_cluster_and_leaves_its_folder(
-    head: str, tmp_path: Path
-) -> None:
-    settings = [*SETTINGS, f"storage={tmp_path}", "iterations=1", "control.enabled=false"]
-    job = ["rise-ray", "run", str(JOB.relative_to(REPOSITORY)), *settings]
-    submitted = subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *job],
+def ray_job(head: Head, *arguments: str) -> str:
+    """`ray job ARGUMENTS`; what it printed."""
+    done = subprocess.run(
+        [BIN / "ray", "job", arguments[0], "--address", head.jobs, *arguments[1:]],
         cwd=REPOSITORY,
         env=environment(),
         capture_output=True,
         text=True,
     )
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "succeeded" in submitted.stdout
-    run = Run(load_config(JOB, settings), resume=False)
-    assert run.finished
-    assert (run.folder / "checkpoints" / "iteration=1").exists("config.json")
-    assert run.folder.exists("report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_job_that_is_stopped_leaves_nothing_and_goes_on_when_it_is_submitted_again(
+    head: Head, tmp_path: Path
+) -> None:
+    settings = [*SETTINGS, f"storage={tmp_path}", "iterations=1", "control.enabled=false"]
+    run = ["rise-ray", "run", str(JOB.relative_to(REPOSITORY)), *settings, "--resume"]
+    submit = ["submit", "--working-dir", ".", "--", *run]
+
+    ray_job(head, submit[0], "--no-wait", "--submission-id", "first", *submit[1:])
+    folder = tmp_path / "miniature"
+    deadline = time.monotonic() + 300
+    while not parts_of(folder, 1, Phase.COLLECT):
+        assert time.monotonic() < deadline, ray_job(head, "logs", "first")
+        time.sleep(0.05)
+    ray_job(head, "stop", "first")
+    assert "STOPPED" in ray_job(head, "status", "first")
+    assert "stopped by SIGTERM" in ray_job(head, "logs", "first")
+    assert left_in_cluster({**environment(), "RAY_ADDRESS": head.cluster}) == []
+
+    assert "succeeded" in ray_job(head, *submit)
+    finished = Run(load_config(JOB, settings), resume=False)
+    assert finished.finished
+    assert (finished.folder / "checkpoints" / "iteration=1").exists("config.json")
+    assert finished.folder.exists("report.html")

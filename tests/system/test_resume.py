@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +10,85 @@ import psutil
 import pytest
 
 from rise_ray.mdp import Phase
-from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
-from rise_ray.store.trajectories import TrajectoryStore, read_part
-from tests.system.miniature import JOB, PROBLEMS, SETTINGS, phases, responses
+from rise_ray.store.trajectories import TrajectoryStore
+from tests.system.driver import (
+    COMMAND,
+    Reached,
+    environment,
+    journal,
+    parts_of,
+    started,
+    store_of,
+    stored_ids,
+    wait_for,
+)
+from tests.system.miniature import PROBLEMS, phases, responses
 from tests.system.processes import descendants, named, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-Reached = Callable[[int], bool]
-
-COLLECT = "iteration-1/collect"
-COMMAND = [str(Path(sys.executable).with_name("rise-ray")), "run", str(JOB), *SETTINGS]
+COLLECT, RELABEL, TRAIN = (f"iteration-1/{phase}" for phase in ("collect", "relabel", "train"))
 
 
-def test_a_run_killed_while_it_rolls_and_while_it_trains_ends_like_an_undisturbed_one(
+def test_a_run_killed_in_every_phase_ends_like_an_undisturbed_one(
     miniature_run: Run, tmp_path: Path
 ) -> None:
-    # One episode at a time, so that rolling lasts: what is sampled does not depend on it.
-    command = [*COMMAND, f"storage={tmp_path}", "rollout.workers.episodes_in_flight=1"]
-    folder = tmp_path / "miniature"
-    parts = folder / "trajectories" / "iteration=1" / "phase=collect"
+    command = [
+        *COMMAND,
+        f"storage={tmp_path}",
+        # What is sampled does not depend on these. One episode at a time, so that rolling lasts;
+        "rollout.workers.episodes_in_flight=1",
+        # workers that stay and take new weights in small buckets, so that syncing lasts.
+        "rollout.release_during_training=false",
+        "sync.bucket_bytes=4096",
+        "ray.num_cpus=6",
+    ]
+    resume = [*command, "--resume"]
+    folder, log = tmp_path / "miniature", tmp_path / "run.log"
 
-    log = tmp_path / "run.log"
-    orphans = kill_when(command, log, lambda pid: any(parts.glob("*.parquet")))
+    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, 0, Phase.EVAL)))
+    assert journal(folder) == {}
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert refused.returncode == 1
+    assert "--resume" in refused.stderr
+
+    orphans += kill_when(resume, log, lambda pid: bool(parts_of(folder, 1, Phase.COLLECT)))
     rolling = journal(folder)
     assert set(rolling) == {"base/eval"}
     stored = len(stored_ids(folder, 1, Phase.COLLECT))
     assert 0 < stored < PROBLEMS
 
-    refused = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert refused.returncode == 1
-    assert "--resume" in refused.stderr
+    orphans += kill_when(resume, log, lambda pid: COLLECT in journal(folder))
+    relabeling = journal(folder)
+    assert set(relabeling) == {"base/eval", COLLECT}
+    assert relabeling[COLLECT]["rolled"] == PROBLEMS - stored
 
-    resume = [*command, "--resume"]
     orphans += kill_when(
-        resume,
-        log,
-        lambda pid: COLLECT in journal(folder) and bool(named("ray::RayTrainWorker", pid)),
+        resume, log, lambda pid: bool(named("ray::RayTrainWorker", pid)) and trains(folder)
     )
     training = journal(folder)
-    assert list(training)[-1] == "iteration-1/relabel"
-    assert training[COLLECT]["rolled"] == PROBLEMS - stored
+    assert set(training) == {"base/eval", COLLECT, RELABEL}
+
+    orphans += kill_when(resume, log, lambda pid: bool(named("ray::RolloutWorker.sync", pid)))
+    syncing = journal(folder)
+    assert list(syncing)[-1] == "iteration-2/train"
 
     subprocess.run(resume, check=True, capture_output=True, env=environment())
     finished = journal(folder)
     assert list(finished) == list(miniature_run.stages)
-    for before in (rolling, training):
+    for before in (rolling, relabeling, training, syncing):
         assert {stage: finished[stage] for stage in before} == before
     check_trajectories(miniature_run, folder)
     # Ray's own agents first try for a minute to tell the driver of the loss.
     left = wait_gone(orphans, within_s=180)
     assert not left, f"still running after their driver was killed: {left}"
+
+
+def trains(folder: Path) -> bool:
+    """Whether a step of the training has been measured."""
+    path = folder / "metrics.jsonl"
+    return path.exists() and '"loss"' in path.read_text()
 
 
 def check_trajectories(undisturbed: Run, folder: Path) -> None:
@@ -85,39 +107,8 @@ def sampled(store: TrajectoryStore, iteration: int, phase: Phase) -> dict[str, A
     return {t.id: [response.token_ids for response in responses(t)] for t in rolled}
 
 
-def store_of(folder: Path) -> TrajectoryStore:
-    return TrajectoryStore(Folder(str(folder / "trajectories")))
-
-
-def stored_ids(folder: Path, iteration: int, phase: Phase) -> list[str]:
-    """As they lie in the parts: one that was written twice is there twice."""
-    store = store_of(folder)
-    tables = [
-        read_part(store.phase(iteration, phase), name, columns=["id"])
-        for name in store.parts(iteration, phase)
-    ]
-    return [name for table in tables for name in table["id"].to_pylist()]
-
-
-def journal(folder: Path) -> dict[str, Any]:
-    path = folder / "state.json"
-    return dict(json.loads(path.read_text())["stages"]) if path.exists() else {}
-
-
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-
-
 def kill_when(command: list[str], log: Path, reached: Reached) -> list[psutil.Process]:
     """Start a run and SIGKILL its driver once `reached(pid)`; the processes it leaves behind."""
-    with log.open("wb") as output:
-        driver = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
-    deadline = time.monotonic() + 600
-    while not reached(driver.pid):
-        assert driver.poll() is None, f"the run ended by itself: {log.read_text()}"
-        assert time.monotonic() < deadline, f"the run did not get there: {log.read_text()}"
-        time.sleep(0.02)
-    orphans = descendants(driver.pid)
-    driver.kill()
-    driver.wait()
-    return orphans
+    with started(command, log) as driver:
+        wait_for(driver, log, reached)
+        return descendants(driver.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rise_ray.cli import main
+from rise_ray.lineage import example_lineage, open_run, problem_lineage, trace, training_rows
 from rise_ray.mdp import Phase, StopReason
 from rise_ray.models.locate import locate_model
 from rise_ray.relabel.rewards import reward_of
 from rise_ray.store.examples import examples_from_table, read_manifest, read_part
+from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
 from rise_ray.sync.parity import ParityReference, check_parity, reference_logprobs
 from tests.system.miniature import (
@@ -122,6 +125,34 @@ def test_every_example_is_a_stored_response_in_a_stored_state(miniature_run: Run
         assert {e.provenance.iteration for e in examples} == set(iterations)  # pooled
         if phase is Phase.CONTROL:
             assert {e.provenance.reward for e in examples} == {1.0}
+
+
+def test_every_training_row_leads_to_its_stored_response_and_back(miniature_run: Run) -> None:
+    record = open_run(miniature_run.folder)
+    stored = {
+        t.id: t
+        for iteration, phase in phases(miniature_run)
+        for t in miniature_run.trajectories.read(iteration, phase)
+    }
+    rows = list(training_rows(record))
+    assert {row.stage for row in rows} == {"iteration-1", "iteration-2", "control-1", "control-2"}
+    came_from = defaultdict(set)
+    for row in rows:
+        found = trace(record, row, stored[row.example.provenance.trajectory_id])  # tokens agree
+        checkpoint = Folder(locate_model(str(found["checkpoint"])))
+        assert checkpoint.exists("config.json")
+        assert found["text"]
+        assert found["verdict"]["verifier_version"] == found["verifier_version"] != ""
+        came_from[found["problem"]].add((row.stage, row.part, row.example.id))
+    back = {
+        problem: {(r["stage"], r["part"], r["example"]) for r in problem_lineage(record, problem)}
+        for problem in came_from
+    }
+    assert back == came_from
+    assert sum(map(len, back.values())) == len(rows)
+    row = rows[-1]
+    (looked_up,) = [r for r in example_lineage(record, row.example.id) if r["stage"] == row.stage]
+    assert looked_up == trace(record, row, stored[row.example.provenance.trajectory_id])
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

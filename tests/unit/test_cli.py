@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,9 @@ from ray.exceptions import RayTaskError
 
 from rise_ray import __version__, cli
 from rise_ray.errors import ModelError, user_error
+from rise_ray.report.records import stage_of
 from rise_ray.store.run import Run
+from rise_ray.track import new_record, write_metrics
 from tests.unit.report import run as report_run
 
 QUICKSTART = str(Path(__file__).parents[2] / "jobs" / "quickstart.yaml")
@@ -98,15 +100,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_error(ValueError("x")) is None
 
 
-def test_ctrl_c_is_one_line_and_status_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_to_stop_is_one_line_and_its_status(
+    name: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.Signals[name])
 
-    monkeypatch.setattr(cli, "load_config", interrupt)
-    assert cli.main(["run", QUICKSTART]) == 130
-    assert _stderr(capsys) == "rise-ray: interrupted; the same command with --resume goes on\n"
+    monkeypatch.setattr(cli, "load_config", stop)
+    assert cli.main(["run", QUICKSTART]) == status
+    expected = f"rise-ray: stopped by {name}; the same command with --resume goes on\n"
+    assert _stderr(capsys) == expected
 
 
 def test_a_finished_run_shows_its_results_again(
@@ -117,8 +121,8 @@ def test_a_finished_run_shows_its_results_again(
     evaluated = report_run.results()
     compared = report_run.comparisons(evaluated)
     run.stage("run/report", lambda: {"comparisons": compared})
-    lines = [json.dumps(record) + "\n" for record in report_run.records(evaluated)]
-    run.folder.write("metrics.jsonl", "".join(lines).encode())
+    measured = [*report_run.records(evaluated), {"stage": "run", "phase": "report", "seconds": 1.0}]
+    write_metrics(run.folder, [new_record(stage_of(r), r["phase"], r) for r in measured])
     before = {name: run.folder.read(name) for name in run.folder.names()}
     for arguments in (["run", QUICKSTART, *overrides], ["run", QUICKSTART, *overrides, "--resume"]):
         assert cli.main(arguments) == 0
@@ -147,7 +151,7 @@ def test_help_tells_what_a_newcomer_needs(command: str, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "key.sub=value" in printed
     assert "config.py" in printed
-    assert "130 Ctrl-C" in printed
+    assert "130 stopped by Ctrl-C" in printed
 
 
 def test_the_help_of_run_lists_its_stages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from rise_ray.plans import (
     eval_plan,
     evaluated_models,
     iteration_problems,
+    phase_of,
+    rollout_phases,
     stage_name,
 )
 
@@ -92,3 +94,19 @@ def test_an_evaluation_is_never_stopped_by_a_right_answer() -> None:
     assert (plan.turns, plan.candidates, plan.window) == (3, 7, 2)
     assert plan.first_state_only
     assert plan.sampling.temperature == 0.7
+
+
+def test_every_stage_that_rolls_has_the_phase_its_episodes_are_kept_in() -> None:
+    assert rollout_phases(_config("iterations=1")) == {
+        "iteration-1/collect": (1, Phase.COLLECT),
+        "base/eval": (0, Phase.EVAL),
+        "iteration-1/eval": (1, Phase.EVAL),
+    }
+    controlled = rollout_phases(_config("iterations=1", "control.enabled=true"))
+    assert controlled["control-1/collect"] == (1, Phase.CONTROL)
+    assert controlled["control/eval"] == (1, Phase.CONTROL_EVAL)
+
+
+def test_a_stages_name_leads_back_to_its_phase() -> None:
+    for phase in (Phase.COLLECT, Phase.CONTROL):
+        assert phase_of(stage_name(phase, 3)) is phase

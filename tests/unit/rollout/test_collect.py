@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rise_ray.errors import DataError, RolloutError
+from rise_ray.errors import DataError, RolloutError, StoreError
 from rise_ray.mdp import Phase, Trajectory
 from rise_ray.rollout.collect import Tally, roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
@@ -59,7 +60,7 @@ def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> N
 
     with pytest.raises(KeyboardInterrupt):
         _phase(store, interrupted)
-    store.write(1, Phase.COLLECT, list(_roll(SPECS[:4])))  # what a commit had saved
+    assert store.ids(1, Phase.COLLECT) == {spec.id for spec in SPECS[:4]}  # what had ended
     asked: list[str] = []
 
     def rest(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
@@ -80,7 +81,37 @@ def test_progress_counts_what_was_stored_before(store: TrajectoryStore) -> None:
         *(_roll, SPECS, store, 1, Phase.COLLECT, 0.05),
         lambda done, total, tally: seen.append((done, total)),
     )
-    assert seen == [(6, 6)]
+    assert seen == [(5, 6), (6, 6)]
+
+
+def test_an_episode_that_ended_is_stored_while_the_others_still_run(store: TrajectoryStore) -> None:
+    def slow(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+        yield from _roll(specs[:2])
+        deadline = time.monotonic() + 10
+        while len(store.ids(1, Phase.COLLECT)) < 2:  # nothing else has to end for it
+            assert time.monotonic() < deadline, "episodes that ended wait for the next one"
+            time.sleep(0.01)
+        yield from _roll(specs[2:])
+
+    assert _phase(store, slow)["trajectories"] == 6
+
+
+def test_a_phase_that_cannot_be_stored_stops_with_the_cause(
+    store: TrajectoryStore, tmp_path: Path
+) -> None:
+    (tmp_path / "trajectories").write_text("a file in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        _phase(store)
+
+
+def test_a_finished_phase_is_sealed(store: TrajectoryStore) -> None:
+    sealed = _phase(store)["parts_sha256"]
+    (part,) = store.parts(1, Phase.COLLECT, sealed)
+    store.phase(1, Phase.COLLECT).remove(part)
+    with pytest.raises(StoreError, match="not those that the journal names"):
+        store.parts(1, Phase.COLLECT, sealed)
+    repaired = _phase(store)  # rolled again: the same episodes, the same seeds
+    assert (repaired["rolled"], repaired["parts_sha256"]) == (6, sealed)
 
 
 def test_an_episode_that_never_came_back_is_an_error(store: TrajectoryStore) -> None:

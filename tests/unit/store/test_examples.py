@@ -147,3 +147,37 @@ def test_a_replaced_part_is_an_error_and_not_data(tmp_path: Path) -> None:
     target.write("part-00000.parquet", folder(tmp_path / "other").read("part-00000.parquet"))
     with pytest.raises(StoreError, match="not what manifest"):
         read_part(target, manifest.parts[0])
+
+
+def test_any_changed_byte_of_a_part_is_found(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    (part,) = write_example_parts(target, [example(n) for n in range(3)], 0).parts
+    content = target.read(part.name)
+    for place in range(0, len(content), 37):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        target.write(part.name, bytes(changed))
+        with pytest.raises(StoreError, match="not what manifest"):
+            read_part(target, part)
+
+
+def test_lengths_that_were_changed_make_no_plan(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    manifest = write_example_parts(target, [example(n, 6 + n) for n in range(4)], 0)
+    write_example_parts(folder(tmp_path / "other"), [example(n, 7 + n) for n in range(4)], 0)
+    target.write("part-00000.parquet", folder(tmp_path / "other").read("part-00000.parquet"))
+    with pytest.raises(StoreError, match=r"part-00000\.parquet: damaged: its lengths"):
+        read_lengths(target, manifest)
+    target.write("part-00000.parquet", b"PAR1")
+    with pytest.raises(StoreError, match=r"part-00000\.parquet: cannot be read"):
+        read_lengths(target, manifest)
+
+
+def test_a_changed_manifest_is_an_error(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_example_parts(target, [example()], 0)
+    content = target.read("manifest.json")
+    assert b'"mean_weight": 1.5' in content
+    target.write("manifest.json", content.replace(b'"mean_weight": 1.5', b'"mean_weight": 9.5'))
+    with pytest.raises(StoreError, match=r"manifest\.json: damaged: .*delete the folder"):
+        read_manifest(target)

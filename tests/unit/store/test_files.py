@@ -1,8 +1,11 @@
-"""Folders behave alike on a local path and on an object store (`memory://` stands for one)."""
+"""Folders behave alike on a local path, in memory and on S3; a failed write leaves nothing."""
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.store.files import Folder
+from rise_ray.reach import NotCheckedError, look_at_run
+from rise_ray.store.files import Folder, UnreachableError
+from tests.unit.store.hand_made import config_of
 
 
 @pytest.fixture
@@ -22,8 +27,10 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     folder.remove()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, remote: Folder) -> Folder:
+    if request.param == "s3":
+        return request.getfixturevalue("s3_folder")
     return Folder(str(tmp_path / "run")) if request.param == "local" else remote
 
 
@@ -117,6 +124,89 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (Folder(str(tmp_path / "file")) / "model").upload(_model(tmp_path / "source", "new"))
 
 
+_ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from rise_ray.errors import StoreError
+from rise_ray.store.files import Folder
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+folder, source = Folder(sys.argv[1]), Path(sys.argv[2])
+for attempt in (lambda: folder.write("a.json", bytes(2000)), lambda: folder.upload(source)):
+    try:
+        attempt()
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_a_file_system_that_takes_no_more_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "run"))
+    folder.write("a.json", b"whole")
+    source = _model(tmp_path / "source", "w" * 2000)
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, folder.path, str(source)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.partition(": cannot be written: ")[0] for line in said] == [
+        f"{folder.path}/a.json",
+        folder.path,
+    ]
+    assert all("File too large" in line for line in said)
+    assert list(tmp_path.rglob(".*")) == []
+    assert folder.names() == ["a.json"]
+    assert folder.read("a.json") == b"whole"
+
+
+def test_a_disk_that_is_full_at_the_last_moment_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("state.json", b"whole")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"state\.json: cannot be written: .*No space left"):
+        folder.write("state.json", b"longer than before")
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+    assert folder.read("state.json") == b"whole"
+
+
+def test_sweeping_removes_what_killed_writers_left_and_nothing_else(tmp_path: Path) -> None:
+    (Folder(str(tmp_path)) / "deep").write("part.parquet", b"1")
+    (tmp_path / ".gitignore").write_text("*")
+    half = f".{uuid.uuid4().hex}.tmp"
+    (tmp_path / "deep" / half).write_bytes(b"half")
+    _model(tmp_path / half, "half")
+    Folder(str(tmp_path)).sweep()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".gitignore", "deep", "part.parquet"]
+
+
+def test_a_bucket_that_is_not_there_is_an_error_and_not_made(s3: None) -> None:
+    with pytest.raises(StoreError, match=r"s3://typo/run/a: cannot be written: .*bucket"):
+        Folder("s3://typo/run").write("a", b"1")
+    assert not Folder("s3://typo").exists()
+
+
+def test_a_store_that_does_not_answer_is_told_apart(
+    s3: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(UnreachableError, match=r"s3://bucket/run/a: cannot be looked for: "):
+            Folder("s3://bucket/run").exists("a")
+        with pytest.raises(NotCheckedError) as found:  # a run stops there, a check goes on
+            look_at_run(config_of("s3://bucket/run"), resume=False)
+        assert isinstance(found.value.error, UnreachableError)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
 def test_a_local_folder_is_its_own_local_copy(tmp_path: Path) -> None:
     _model(tmp_path / "model", "a")
     for uri in (str(tmp_path / "model"), f"file://{tmp_path}/model"):
@@ -154,3 +244,23 @@ def test_the_config_of_a_remote_model_is_uploaded_last(
         "weights.bin",
         "config.json",
     ]
+
+
+def test_a_node_without_room_for_a_copy_says_so_and_keeps_no_half(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.upload(_model(tmp_path / "source", "a"))
+    filesystem, _ = remote._located
+
+    def full(source: str, target: str, recursive: bool) -> None:
+        _model(Path(target), "half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "get", full)
+        with pytest.raises(
+            StoreError, match=r"run: cannot be copied to this node: .*No space left"
+        ):
+            remote.localize()
+    assert not [p for p in (tmp_path / "node").rglob("*") if p.is_file()]
+    assert (remote.localize() / "weights.bin").read_text() == "a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,22 @@ def test_another_config_is_refused_and_changes_nothing(tmp_path: Path, resume: b
     assert _content(run.folder) == before
 
 
-def test_a_longer_config_is_another_config(tmp_path: Path) -> None:
-    Run(_config(tmp_path), resume=False)
-    saved = tmp_path / "demo" / CONFIG
-    saved.write_text(saved.read_text() + "more: 1\n")
-    with pytest.raises(StoreError, match="one is longer"):
-        Run(_config(tmp_path), resume=True)
+def test_the_journal_and_not_the_config_file_says_whose_the_run_is(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    state = json.loads(run.folder.read(STATE))
+    assert state["config_sha256"] == hashlib.sha256(run.folder.read(CONFIG)).hexdigest()
+    for damage in (b"", b"\xff\xfe", run.folder.read(CONFIG) + b"more: 1\n"):
+        run.folder.write(CONFIG, damage)
+        assert Run(_config(tmp_path), resume=True).stages == {}
+        with pytest.raises(StoreError, match="holds another run"):
+            Run(_config(tmp_path, "seed=1"), resume=True)
+
+
+def test_a_forgotten_stage_is_done_again(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.stage("collect-1", lambda: {"episodes": 3})
+    run.forget("collect-1")
+    assert Run(_config(tmp_path), resume=True).stages == {}
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
@@ -104,7 +115,8 @@ def test_a_run_that_was_killed_at_birth_starts(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "damaged journal"),
         (b"[]", "schema version None"),
         (b'{"schema_version": "0", "stages": {}}', "schema version 0"),
-        (b'{"schema_version": "1"}', "damaged journal: it lists no stages"),
+        (b'{"schema_version": "2"}', "damaged journal: it has no stages"),
+        (b'{"schema_version": "2", "stages": {}}', "damaged journal: it has no config_sha256"),
     ],
 )
 def test_a_damaged_journal_is_an_error_that_names_it(
@@ -115,13 +127,6 @@ def test_a_damaged_journal_is_an_error_that_names_it(
     with pytest.raises(StoreError, match=f"state.json: .*{message}"):
         Run(_config(tmp_path), resume=True)
     assert run.folder.read(STATE) == journal
-
-
-def test_a_config_that_is_no_text_is_another_config(tmp_path: Path) -> None:
-    run = Run(_config(tmp_path), resume=False)
-    run.folder.write(CONFIG, b"\xff\xfe")
-    with pytest.raises(StoreError, match="holds another run"):
-        Run(_config(tmp_path), resume=True)
 
 
 def test_the_journal_is_plain_json(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,9 @@ from rise_ray.mdp import (
     Verdict,
 )
 from rise_ray.store.files import Folder
+from rise_ray.store.parquet import sha256, to_bytes
 from rise_ray.store.trajectories import (
+    PART_ROWS,
     TRAJECTORY_SCHEMA,
     TrajectoryStore,
     read_part,
@@ -99,8 +100,6 @@ def test_text_that_is_no_unicode_is_stored_escaped(store: TrajectoryStore) -> No
 
 def test_nothing_is_stored_before_the_first_write(store: TrajectoryStore) -> None:
     assert (store.ids(*PHASE), _read(store), store.parts(*PHASE)) == (set(), [], [])
-    store.write(*PHASE, [])
-    assert store.parts(*PHASE) == []
 
 
 def test_writing_again_overwrites_the_same_part(store: TrajectoryStore) -> None:
@@ -129,53 +128,111 @@ def test_phases_and_iterations_are_apart(store: TrajectoryStore) -> None:
     assert store.ids(1, Phase.CONTROL) == set()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no parquet"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no parquet", "another part"])
 def test_a_damaged_part_is_an_error_that_names_it(store: TrajectoryStore, damage: str) -> None:
-    store.write(*PHASE, [_one(n) for n in range(50)])
-    (name,) = store.parts(*PHASE)
+    other = store.write(2, Phase.COLLECT, [_one(99)])
+    name = store.write(*PHASE, [_one(n) for n in range(50)])
     folder = store.phase(*PHASE)
     content = folder.read(name)
-    damaged = {"truncated": content[:-100], "empty": b"", "no parquet": b"x" * 200}
+    damaged = {
+        "truncated": content[:-100],
+        "empty": b"",
+        "no parquet": b"x" * 200,
+        "another part": store.phase(2, Phase.COLLECT).read(other),
+    }
     folder.write(name, damaged[damage])
     with pytest.raises(StoreError, match=f"{name}: damaged part .*delete it and resume"):
         _read(store)
+    with pytest.raises(StoreError, match="damaged part"):
+        store.ids(*PHASE)
 
 
-def test_a_changed_byte_is_an_error_and_not_another_token(store: TrajectoryStore) -> None:
-    rng = random.Random(0)
-    prompt = tuple(rng.randrange(10**6) for _ in range(200))
-    store.write(*PHASE, [replace(_one(), prompt_ids=prompt)])
-    (name,) = store.parts(*PHASE)
+def test_any_changed_byte_of_a_part_is_found(store: TrajectoryStore) -> None:
+    # Data pages, page headers and the footer alike: Parquet's own checksums cover the first only.
+    name = store.write(*PHASE, [_one()])
     folder = store.phase(*PHASE)
     content = folder.read(name)
-    row_group = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0)
-    (ids,) = (
-        column
-        for column in map(row_group.column, range(row_group.num_columns))
-        if column.path_in_schema.startswith("prompt_ids")
-    )
-    # The end of the page that holds the ids: zstd itself notices hardly any change there.
-    for place in range(ids.data_page_offset - 20, ids.data_page_offset):
+    for place in range(0, len(content), 37):
         changed = bytearray(content)
-        changed[place] ^= 1
+        changed[place] ^= 1 << place % 8
         folder.write(name, bytes(changed))
         with pytest.raises(StoreError, match="damaged part"):
             _read(store)
+    folder.write(name, content)
+    assert _read(store) == [_one()]
+
+
+def test_sealing_makes_whole_parts_without_doubles(store: TrajectoryStore) -> None:
+    batch = [_one(n) for n in range(2 * PART_ROWS + 10)]
+    store.write(*PHASE, batch[:PART_ROWS])
+    for start in range(PART_ROWS - 5, len(batch), 20):  # what many small commits leave
+        store.write(*PHASE, batch[start : start + 20])
+    sealed = store.seal(*PHASE)
+    folder = store.phase(*PHASE)
+    rows = [read_part(folder, name, columns=["id"])["id"].to_pylist() for name in folder.names()]
+    assert len(rows) <= 3
+    assert sorted(i for ids in rows for i in ids) == sorted(t.id for t in batch)
+    assert {t.id: t for t in store.read(*PHASE, sealed)} == {t.id: t for t in batch}
+    assert store.seal(*PHASE) == sealed  # nothing is left to do
+
+
+def test_a_crash_while_parts_are_merged_loses_and_doubles_nothing(
+    store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [_one(n) for n in range(9)]
+    for start in range(0, 9, 3):
+        store.write(*PHASE, batch[start : start + 3])
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.seal(*PHASE)
+    assert len(store.parts(*PHASE)) == 4  # the merged part beside the small ones
+    assert _read(store) == batch
+    sealed = store.seal(*PHASE)
+    assert len(store.parts(*PHASE, sealed)) == 1
+    assert _read(store) == batch
+
+
+@pytest.mark.parametrize("change", ["lost", "added", "replaced"])
+def test_a_sealed_phase_is_never_read_short_or_changed(store: TrajectoryStore, change: str) -> None:
+    for start in (0, PART_ROWS):
+        store.write(*PHASE, [_one(n) for n in range(start, start + PART_ROWS)])
+    sealed, folder = store.seal(*PHASE), store.phase(*PHASE)
+    if change != "added":
+        folder.remove(store.parts(*PHASE)[0])
+    if change != "lost":
+        store.write(*PHASE, [_one(-1)])
+    assert not store.is_whole(*PHASE, sealed)
+    with pytest.raises(StoreError, match=r"phase=collect: its \d parts are not .*--resume"):
+        list(store.read(*PHASE, sealed))
+
+
+def test_one_trajectory_is_found_by_its_id(store: TrajectoryStore) -> None:
+    batch = [_one(n) for n in range(5)]
+    store.write(*PHASE, batch)
+    sealed = store.seal(*PHASE)
+    assert store.find(*PHASE, sealed, batch[3].id) == batch[3]
+    assert store.find(*PHASE, sealed, "another") is None
 
 
 def _rewrite(store: TrajectoryStore, schema: pa.Schema) -> Folder:
+    """The only part, as another version would have written it."""
     folder, name = store.phase(*PHASE), store.parts(*PHASE)[0]
     table = pq.read_table(pa.BufferReader(folder.read(name)))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.rename_columns(schema.names).cast(schema), sink)
-    folder.write(name, sink.getvalue().to_pybytes())
+    content = to_bytes(table.rename_columns(schema.names), schema)
+    folder.remove(name)
+    folder.write(f"part-{sha256(content)}.parquet", content)
     return folder
 
 
 def test_another_schema_version_is_refused(store: TrajectoryStore) -> None:
     store.write(*PHASE, [_one()])
     folder = _rewrite(store, TRAJECTORY_SCHEMA.with_metadata({"schema_version": "0"}))
-    with pytest.raises(StoreError, match="trajectories of schema version 0; this rise-ray reads"):
+    with pytest.raises(StoreError, match="of schema version 0; this rise-ray reads"):
         store.ids(*PHASE)
     _rewrite(store, TRAJECTORY_SCHEMA.remove_metadata())
     with pytest.raises(StoreError, match="schema version none"):

@@ -1,0 +1,200 @@
+"""Who drives a run: one driver at a time, also after one that died without a word.
+
+`owner.json` in the run folder names the driver, which renews it every few seconds. A dead owner
+is replaced: at once where its machine shows that its process is gone, elsewhere when the file has
+not changed for a whole lease. Clocks of different machines are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from rise_ray.errors import StoreError
+from rise_ray.store.files import Folder
+
+OWNER = "owner.json"
+SCHEMA_VERSION = "1"
+LEASE_S = 60.0
+_BEAT_S = 10.0
+_SETTLE_S = 0.3  # two drivers that start together both write; the later one's file stays
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One driver, as `owner.json` has it."""
+
+    token: str
+    """Drawn at the driver's start: no two are equal."""
+    host: str
+    machine: str
+    """Kernel and process space: where it is ours, `pid` can be looked up."""
+    pid: int
+    process_started: float
+    """Seconds since the epoch, by the owner's clock."""
+    since: str
+    """ISO 8601, UTC."""
+    beat: int = 0
+    """Grows while the owner lives."""
+    schema_version: str = SCHEMA_VERSION
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+def current_owner(folder: Folder) -> Owner | None:
+    """The driver that `owner.json` names, alive or not; None without one.
+
+    Raises:
+        StoreError: the file is damaged or of another schema version.
+    """
+    if not folder.exists(OWNER):
+        return None
+    where = f"{folder.uri}/{OWNER}"
+    remedy = "if no driver runs on this folder, delete the file"
+    try:
+        owner = Owner(**json.loads(folder.read(OWNER)))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{where}: damaged: {error}; {remedy}") from error
+    if owner.schema_version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{where}: of schema version {owner.schema_version}; this rise-ray reads "
+            f"{SCHEMA_VERSION}; {remedy}"
+        )
+    return owner
+
+
+def refuse_if_driven(folder: Folder) -> None:
+    """Raise if another driver is seen to live on this machine.
+
+    Raises:
+        StoreError: with the owner's name and since when.
+    """
+    owner = current_owner(folder)
+    if owner is not None and owner.machine == _machine() and _lives(owner):
+        raise _refusal(folder, owner)
+
+
+class Ownership:
+    """The right to write to a run folder, for the time of a `with` block.
+
+    A driver that finds another's name in its file (it was suspended for longer than a lease)
+    sends itself SIGTERM, so that the run stops.
+
+    Args:
+        folder: of the run.
+        say: told why entering waits.
+
+    Raises:
+        StoreError: on entry: another driver lives; on exit: another one took over.
+    """
+
+    def __init__(self, folder: Folder, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._say = say
+        self._over = threading.Event()
+        self._lost_to: Owner | None = None
+        self._mine = Owner(
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_started=psutil.Process().create_time(),
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    def __enter__(self) -> Self:
+        owner = current_owner(self._folder)
+        if owner is not None:
+            self._wait_until_dead(owner)
+        self._write(self._mine)
+        time.sleep(_SETTLE_S)
+        owner = current_owner(self._folder)
+        if owner is None or owner.token != self._mine.token:
+            raise _refusal(self._folder, owner or self._mine)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._lost_to is not None:
+            raise _refusal(self._folder, self._lost_to) from error
+        owner = current_owner(self._folder)
+        if owner is not None and owner.token == self._mine.token:
+            self._folder.remove(OWNER)
+
+    def _wait_until_dead(self, owner: Owner) -> None:
+        if owner.machine == self._mine.machine:
+            if _lives(owner):
+                raise _refusal(self._folder, owner)
+            return
+        self._say(f"waiting up to {LEASE_S:g} s for a sign of life of the driver before: {owner}")
+        until = time.monotonic() + LEASE_S
+        while time.monotonic() < until:
+            time.sleep(1.0)
+            now = current_owner(self._folder)
+            if now is None:
+                return
+            if now != owner:
+                raise _refusal(self._folder, now)
+
+    def _keep(self) -> None:
+        mine = self._mine
+        while not self._over.wait(_BEAT_S):
+            try:
+                owner = current_owner(self._folder)
+                if owner is not None and owner.token != mine.token:
+                    self._lost_to = owner
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                mine = replace(mine, beat=mine.beat + 1)
+                self._write(mine)
+            except StoreError as error:  # a store that is away for a moment: the next beat tries
+                logger.warning("the run's owner could not be renewed: %s", error)
+
+    def _write(self, owner: Owner) -> None:
+        self._folder.write(OWNER, json.dumps(asdict(owner), indent=1).encode())
+
+
+def _refusal(folder: Folder, owner: Owner) -> StoreError:
+    return StoreError(
+        f"{folder.uri}: another driver works on this run: {owner}; nothing was changed; stop "
+        "it first, or choose another `name`"
+    )
+
+
+def _lives(owner: Owner) -> bool:
+    """Whether a process of this machine is the owner, and not another with its number."""
+    try:
+        process = psutil.Process(owner.pid)
+        return (
+            abs(process.create_time() - owner.process_started) < 1.0
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _machine() -> str:
+    """One name per kernel start and process space; containers on a host have their own."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

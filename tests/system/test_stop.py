@@ -1,0 +1,81 @@
+"""One driver at a time, and a driver that is asked to stop leaves nothing but its run folder."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from rise_ray.mdp import Phase
+from rise_ray.stop import DEADLINE_S
+from tests.system.driver import COMMAND, environment, parts_of, started, stored_ids, wait_for
+from tests.system.miniature import EVAL_PROBLEMS
+from tests.system.processes import descendants, named, wait_gone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def stop(driver: subprocess.Popen[bytes], log: Path, number: signal.Signals) -> str:
+    """Signal a driver as `kill` does; it ends in time, with its status and nothing left."""
+    children = descendants(driver.pid)
+    assert children
+    before = time.monotonic()
+    driver.send_signal(number)
+    assert driver.wait(2 * DEADLINE_S) == 128 + number
+    assert time.monotonic() - before < DEADLINE_S
+    assert wait_gone(children) == []
+    said = log.read_text()
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path: Path) -> None:
+    folder, log = tmp_path / "miniature", tmp_path / "run.log"
+    resume = [*COMMAND, f"storage={tmp_path}", "--resume"]
+    settings = ["wandb={mode: offline}", "rollout.workers.episodes_in_flight=1"]
+    memory = shared_memory()
+
+    with started([*resume, *settings], log) as driver:
+        wait_for(driver, log, lambda pid: bool(parts_of(folder, 0, Phase.EVAL)))
+        second = subprocess.run(
+            [*resume, *settings], capture_output=True, text=True, env=environment()
+        )
+        assert second.returncode == 1
+        assert f"another driver works on this run: process {driver.pid} on" in second.stderr
+        assert ", since 20" in second.stderr
+        said = stop(driver, log, signal.SIGTERM)
+    assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
+    assert not (folder / "owner.json").exists()
+    assert shared_memory() <= memory
+
+    with started([*resume, *settings], log) as driver:
+        wait_for(driver, log, lambda pid: bool(named("ray::RayTrainWorker", pid)))
+        said = stop(driver, log, signal.SIGTERM)
+    assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
+    assert len(stored_ids(folder, 0, Phase.EVAL)) == EVAL_PROBLEMS
+    assert shared_memory() <= memory
+
+
+@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::RolloutWorker.start"])
+def test_ctrl_c_reaches_a_run_wherever_it_is(title: str, tmp_path: Path) -> None:
+    """In a training, and while workers start after one: Ray Train takes SIGINT over for good."""
+    log = tmp_path / "run.log"
+    trained = tmp_path / "miniature" / "checkpoints" / "iteration=1"
+    settings = [
+        "evaluation.problems=2",
+        "rollout.release_during_training=true",
+        f"storage={tmp_path}",
+    ]
+    with started([*COMMAND, *settings], log) as driver:
+        if title == "ray::RolloutWorker.start":
+            wait_for(driver, log, lambda pid: trained.exists())
+        wait_for(driver, log, lambda pid: bool(named(title, pid)))
+        said = stop(driver, log, signal.SIGINT)
+    assert said == "rise-ray: stopped by SIGINT; the same command with --resume goes on"

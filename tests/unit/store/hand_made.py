@@ -1,0 +1,101 @@
+"""A finished run folder made by hand: every kind of file that a run writes, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rise_ray.config import RunConfig, parse_config
+from rise_ray.mdp import Phase, Trajectory, derive_seed, trajectory_id
+from rise_ray.plans import rollout_phases
+from rise_ray.relabel.examples import relabel_all
+from rise_ray.store.commit import Committer
+from rise_ray.store.examples import write_example_parts
+from rise_ray.store.files import Folder
+from rise_ray.store.run import REPORT, Run
+from rise_ray.sync.parity import ParityReference
+from rise_ray.track import new_record, write_metrics
+from tests.unit.relabel.builders import rolled
+
+PROBLEMS = 5
+_HEADER = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(8)  # a safetensors file
+
+
+def config_of(storage: str, *overrides: str) -> RunConfig:
+    text = (
+        f"{{name: demo, storage: '{storage}', iterations: 2, task: {{name: countdown}}, "
+        "model: {path: some/model}, control: {enabled: true}}"
+    )
+    return parse_config(text, list(overrides), source="test")
+
+
+def make_run(storage: str) -> Run:
+    """Five problems, two iterations on pooled data, the control."""
+    run = Run(config_of(storage), resume=False)
+    for key, (iteration, phase) in rollout_phases(run.config).items():
+        if key.endswith("/collect"):
+            _iteration(run, key.removesuffix("/collect"), iteration, phase)
+        else:
+            roll(run, key, iteration, phase)
+    run.folder.write(REPORT, b"<html>")
+    run.stage("run/report", lambda: {"comparisons": [], "seconds": 1.0})
+    records = [new_record(*key.split("/"), result) for key, result in run.stages.items()]
+    write_metrics(run.folder, records)
+    return run
+
+
+def episodes(iteration: int, phase: Phase, problems: int = PROBLEMS) -> list[Trajectory]:
+    """Two turns on each problem, with two candidates at both."""
+    return [
+        _placed(rolled("3 | 7 4", f"{n} | 7 7", phase=phase, problem=f"p{n}"), iteration)
+        for n in range(problems)
+    ]
+
+
+def roll(run: Run, key: str, iteration: int, phase: Phase) -> None:
+    """A rollout stage: store what is missing, seal, journal."""
+    stored = run.trajectories.ids(iteration, phase)
+    with Committer(run.trajectories, iteration, phase) as committer:
+        for trajectory in episodes(iteration, phase):
+            if trajectory.id not in stored:
+                committer.add(trajectory)
+    sealed = run.trajectories.seal(iteration, phase)
+    run.stage(key, lambda: {"parts_sha256": sealed, "trajectories": PROBLEMS, "seconds": 1.0})
+
+
+def relabel(run: Run, stage: str, trajectories: Sequence[Trajectory]) -> None:
+    """A relabel stage."""
+    seed = derive_seed(run.config.seed, "relabel", stage)
+    examples = relabel_all(trajectories, run.config.relabel, 100, seed).examples
+    write_example_parts(run.folder / "examples" / stage, examples, seed)
+    run.stage(f"{stage}/relabel", lambda: {"examples": len(examples), "seconds": 1.0})
+
+
+def _iteration(run: Run, stage: str, iteration: int, phase: Phase) -> None:
+    roll(run, f"{stage}/collect", iteration, phase)
+    pooled = [t for i in range(1, iteration + 1) for t in run.trajectories.read(i, phase)]
+    relabel(run, stage, pooled)
+    with TemporaryDirectory() as path:
+        (Path(path) / "config.json").write_text("{}")
+        (Path(path) / "model.safetensors").write_bytes(WEIGHTS)
+        ParityReference(((1, 2),), ((-0.5,),)).save(Folder(path))
+        (run.folder / "checkpoints" / stage.replace("-", "=")).upload(Path(path))
+    run.stage(f"{stage}/train", lambda: {"seconds": 1.0})
+
+
+def _placed(trajectory: Trajectory, iteration: int) -> Trajectory:
+    """In an iteration, sampled by the weights of the one before it."""
+    problem, phase = trajectory.problem.id, trajectory.phase
+    turns = tuple(
+        replace(
+            turn,
+            attempt=replace(turn.attempt, weight_version=iteration - 1),
+            candidates=tuple(replace(c, weight_version=iteration - 1) for c in turn.candidates),
+        )
+        for turn in trajectory.turns
+    )
+    name = trajectory_id("demo", iteration, phase, problem, 0)
+    return replace(trajectory, id=name, run="demo", iteration=iteration, turns=turns)

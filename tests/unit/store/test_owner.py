@@ -1,0 +1,151 @@
+"""One driver for each run folder: a living one is named, a dead one is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rise_ray.errors import StoreError
+from rise_ray.stop import stop_signals
+from rise_ray.store import owner as module
+from rise_ray.store.files import Folder
+from rise_ray.store.owner import OWNER, Owner, Ownership, current_owner, refuse_if_driven
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def driver() -> Iterator[Owner]:
+    """A living process of this machine, as an owner."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield Owner(
+        token="other",
+        host="this-host",
+        machine=module._machine(),
+        pid=process.pid,
+        process_started=psutil.Process(process.pid).create_time(),
+        since="2026-01-01T00:00:00+00:00",
+    )
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"LEASE_S": 1.5, "_BEAT_S": 0.05, "_SETTLE_S": 0.05}.items():
+        monkeypatch.setattr(module, name, seconds)
+
+
+def put(folder: Folder, owner: Owner) -> None:
+    folder.write(OWNER, json.dumps(asdict(owner)).encode())
+
+
+def own(folder: Folder, say: Callable[[str], None] = lambda _: None) -> None:
+    with Ownership(folder, say):
+        mine = current_owner(folder)
+        assert mine is not None
+        assert mine.pid == os.getpid()
+
+
+def test_an_owner_is_in_the_file_while_it_drives_and_beats(folder: Folder) -> None:
+    with Ownership(folder, lambda _: None):
+        first = current_owner(folder)
+        deadline = time.monotonic() + 10
+        while current_owner(folder) == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert current_owner(folder) is None
+
+
+def test_a_living_driver_of_this_machine_is_named_and_left_alone(
+    folder: Folder, driver: Owner
+) -> None:
+    put(folder, driver)
+    named = rf"process {driver.pid} on this-host, since 2026-01-01T00:00:00\+00:00; nothing was"
+    with pytest.raises(StoreError, match=named):
+        own(folder)
+    with pytest.raises(StoreError, match=named):
+        refuse_if_driven(folder)
+    assert current_owner(folder) == driver
+
+
+def test_a_dead_driver_of_this_machine_is_replaced_at_once(folder: Folder, driver: Owner) -> None:
+    """Dead also means: its number belongs to another process now."""
+    put(folder, replace(driver, process_started=driver.process_started - 60))
+    refuse_if_driven(folder)
+    own(folder, say=pytest.fail)
+
+
+def test_a_silent_driver_of_another_machine_is_replaced_after_its_lease(
+    folder: Folder, driver: Owner
+) -> None:
+    said: list[str] = []
+    put(folder, replace(driver, machine="elsewhere"))
+    started = time.monotonic()
+    own(folder, said.append)
+    assert time.monotonic() - started >= module.LEASE_S
+    assert "the driver before: process" in said[0]
+
+
+def test_a_beating_driver_of_another_machine_is_left_alone(folder: Folder, driver: Owner) -> None:
+    elsewhere = replace(driver, machine="elsewhere")
+    put(folder, elsewhere)
+    beat = threading.Timer(0.3, put, (folder, replace(elsewhere, beat=1)))
+    beat.start()
+    with pytest.raises(StoreError, match="another driver works on this run: process"):
+        own(folder)
+    beat.join()
+
+
+def test_of_drivers_that_start_together_one_goes_on(folder: Folder) -> None:
+    outcomes: list[str] = []
+    ready = threading.Barrier(4)
+
+    def start() -> None:
+        ready.wait()
+        try:
+            with Ownership(folder, lambda _: None):
+                outcomes.append("drove")
+                time.sleep(0.5)
+        except StoreError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["drove", "refused", "refused", "refused"]
+
+
+def test_a_driver_that_was_replaced_while_it_slept_stops(folder: Folder, driver: Owner) -> None:
+    def drive() -> None:
+        with Ownership(folder, lambda _: None):
+            for _ in range(100):  # once would do, but for a beat that is being written
+                put(folder, driver)
+                time.sleep(0.2)
+
+    named = f"another driver works on this run: process {driver.pid} on this-host"
+    with stop_signals(), pytest.raises(StoreError, match=named):
+        drive()
+    assert current_owner(folder) == driver
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"pid": 3}'])
+def test_a_damaged_file_is_told_with_what_to_do(folder: Folder, content: bytes) -> None:
+    folder.write(OWNER, content)
+    with pytest.raises(StoreError, match=r"owner\.json: damaged: .*; if no driver runs"):
+        own(folder)
