@@ -1,0 +1,87 @@
+"""The result of a chaos job: what must hold, and the table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+
+from rich import box
+from rich.table import Table
+
+from rise_ray.chaos.attack import Outcome
+from rise_ray.chaos.audit import Audit
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that was measured.
+
+    `requeued` are the leases of lost workers that went back to the queue, by the pool's own count.
+    """
+
+    outcome: Outcome
+    audit: Audit
+    requeued: int
+    leftovers: list[str]
+
+    @property
+    def recoveries_s(self) -> list[float]:
+        """Of the kills after which there was a sign of progress."""
+        return [kill.recovered_s for kill in self.outcome.kills if kill.recovered_s is not None]
+
+
+def broken(result: Result) -> list[str]:
+    """What must hold and does not; empty where the run stood the attack."""
+    outcome, audit = result.outcome, result.audit
+    stuck = len(outcome.kills) - len(result.recoveries_s)
+    status = "its deadline" if outcome.status is None else f"exit status {outcome.status}"
+    found = {
+        f"the run ended with {status}": outcome.status != 0,
+        f"{len(outcome.not_done)} planned kills found nothing to kill": bool(outcome.not_done),
+        f"no progress after {stuck} kills": stuck > 0,
+        f"{audit.lost} episodes are lost": audit.lost > 0,
+        f"{audit.unknown} stored episodes belong to no plan": audit.unknown > 0,
+        f"{audit.doubled} episodes are doubled": audit.doubled > 0,
+        f"{audit.false_verdicts} verdicts are false": audit.false_verdicts > 0,
+        f"{len(result.leftovers)} things are left over": bool(result.leftovers),
+    }
+    return [sentence for sentence, is_broken in found.items() if is_broken]
+
+
+def table(result: Result) -> Table:
+    """One row for each thing that was counted."""
+    outcome, audit = result.outcome, result.audit
+    shown = Table("", "", box=box.SIMPLE, show_header=False, pad_edge=False)
+    kinds = Counter(kill.kind.value for kill in outcome.kills)
+    for kind, count in sorted(kinds.items()):
+        shown.add_row(f"kills: {kind}", str(count))
+    rows = {
+        "episodes planned": f"{audit.episodes:,}",
+        "episodes lost (must be 0)": f"{audit.lost:,}",
+        "episodes doubled (must be 0)": f"{audit.doubled:,}",
+        "episodes ended as error": f"{audit.errors:,}",
+        "recomputed share": _recomputed(result),
+        "verdicts checked again": f"{audit.verdicts:,}, and {audit.verdict_errors:,} are error",
+        "false verdicts (must be 0)": f"{audit.false_verdicts:,}",
+        "recovery, median and worst": _recovery(result.recoveries_s),
+        "leftovers (must be 0)": "\n".join([str(len(result.leftovers)), *result.leftovers]),
+        "seconds": f"{outcome.seconds:.0f}",
+    }
+    for name, value in rows.items():
+        shown.add_row(name, value)
+    return shown
+
+
+def _recomputed(result: Result) -> str:
+    """A killed driver takes its book with it: what it had under way is known by its bounds."""
+    least = result.requeued
+    most = least + sum(kill.unfinished for kill in result.outcome.kills)
+    total = result.audit.episodes
+    if least == most:
+        return f"{least / total:.1%} ({least:,} leases were lost)"
+    return f"{least / total:.1%} to {most / total:.1%} ({least:,} leases lost with workers)"
+
+
+def _recovery(seconds: list[float]) -> str:
+    return f"{median(seconds):.1f} s, {max(seconds):.1f} s" if seconds else "none was seen"

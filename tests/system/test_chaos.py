@@ -1,0 +1,52 @@
+"""The chaos job on the miniature run: a cluster of three nodes, and every kind killed once.
+
+It is the job itself that is run, with its exit status and its table, as a user would run it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rise_ray.chaos.plan import Kind, stage_keys
+from rise_ray.config import load_config
+from rise_ray.store.run import Run
+from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# No vLLM on a CPU has processes of its own; each other kind once.
+KINDS = set(Kind) - {Kind.ENGINE}
+# One episode at a time, so that rolling lasts. Kills this close together may hit one episode, or
+# one training, more often than a cluster's would.
+CHAOS = [
+    "name=chaos",
+    "iterations=2",
+    "control.enabled=false",
+    "rollout.workers.episodes_in_flight=1",
+    "rollout.workers.max_attempts=10",
+    "train.max_failures=10",
+]
+
+
+def test_a_run_whose_parts_are_killed_one_after_another_loses_and_doubles_nothing(
+    tmp_path: Path,
+) -> None:
+    settings = [*SETTINGS, *CHAOS, f"storage={tmp_path}"]
+    command = [sys.executable, "jobs/chaos.py", str(JOB), *settings]
+    options = [f"--kills={len(KINDS)}", "--seed=0", "--deadline=700"]
+    done = subprocess.run(
+        [*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=860
+    )
+    print(done.stdout)  # `pytest -rP` shows the table
+    assert done.returncode == 0, done.stdout + done.stderr
+    killed = re.findall(r"kill \d+: (\w+):", done.stdout)
+    assert sorted(killed) == sorted(kind.value for kind in KINDS)
+    config = load_config(JOB, settings)
+    run = Run(config, resume=False)
+    assert run.finished
+    assert list(run.stages) == stage_keys(config)

@@ -1,0 +1,157 @@
+"""The chaos job's audit sees what is lost, doubled, unplanned, failed or wrongly judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rise_ray.chaos.audit import Audit, Episodes, audit, planned_episodes
+from rise_ray.config import RunConfig, TaskConfig, parse_config
+from rise_ray.mdp import (
+    Attempt,
+    FinishReason,
+    Outcome,
+    Phase,
+    Problem,
+    StopReason,
+    Trajectory,
+    Turn,
+    Verdict,
+    trajectory_id,
+)
+from rise_ray.store.run import Run
+from rise_ray.tasks import load_task
+from rise_ray.verify.checker import Checker
+
+ITERATION, PHASE = WHERE = (0, Phase.EVAL)
+Write = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    return load_task(TaskConfig(name="countdown")).load("test")[:4]
+
+
+@pytest.fixture(scope="module")
+def judged(problems: list[Problem]) -> list[Trajectory]:
+    """One right answer and one unreadable one on each problem, as the verifier judges them."""
+    task = load_task(TaskConfig(name="countdown"))
+    checker = Checker(TaskConfig(name="countdown"), processes=1, deadline_s=5.0, memory_mib=1024)
+    try:
+        return [
+            trajectory(
+                problem,
+                *(
+                    attempt(text, *checker.check([(problem, text)]))
+                    for text in (task.reference_response(problem), "no idea")
+                ),
+            )
+            for problem in problems
+        ]
+    finally:
+        checker.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(config(tmp_path), resume=False)
+
+
+def config(tmp_path: Path, *overrides: str) -> RunConfig:
+    text = (
+        f"{{name: demo, storage: {tmp_path}, task: {{name: countdown}}, model: {{path: m}}, "
+        "iterations: 0, evaluation: {problems: 4}}"
+    )
+    return parse_config(text, list(overrides), source="test")
+
+
+def attempt(text: str, verdict: Verdict) -> Attempt:
+    return Attempt(text, (1, 2), FinishReason.STOP, verdict, 0, 0)
+
+
+def trajectory(problem: Problem, *attempts: Attempt) -> Trajectory:
+    return Trajectory(
+        id=trajectory_id("demo", ITERATION, PHASE, problem.id, 0),
+        run="demo",
+        iteration=ITERATION,
+        phase=PHASE,
+        problem=problem,
+        sample=0,
+        prompt_ids=(0,),
+        turns=(Turn(attempts[0], attempts[1:]),),
+        stop_reason=StopReason.MAX_TURNS,
+        window=None,
+    )
+
+
+def audited(run: Run) -> Audit:
+    return audit(run, planned_episodes(run.config))
+
+
+def test_a_whole_store_has_nothing_lost_doubled_or_false(
+    run: Run, judged: list[Trajectory]
+) -> None:
+    run.trajectories.write(*WHERE, judged[:2])
+    run.trajectories.write(*WHERE, judged[1:])  # one episode twice, but alike
+    assert audited(run) == Audit(episodes=4, verdicts=8)
+
+
+def test_a_missing_episode_is_lost(run: Run, judged: list[Trajectory]) -> None:
+    run.trajectories.write(*WHERE, judged[1:])
+    assert audited(run).lost == 1
+
+
+def test_an_empty_store_has_lost_everything(run: Run) -> None:
+    assert audited(run) == Audit(episodes=4, lost=4)
+
+
+def test_an_id_with_two_contents_is_doubled(run: Run, judged: list[Trajectory]) -> None:
+    run.trajectories.write(*WHERE, judged)
+    other = replace(judged[0], prompt_ids=(9,))
+    run.trajectories.write(*WHERE, [other])
+    assert audited(run).doubled == 1
+
+
+def test_an_episode_that_no_plan_asked_for_is_unknown(run: Run, judged: list[Trajectory]) -> None:
+    run.trajectories.write(*WHERE, judged)
+    run.trajectories.write(3, Phase.COLLECT, [judged[0]])
+    assert audited(run).unknown == 1
+
+
+def test_a_verdict_that_a_new_check_contradicts_is_false(
+    run: Run, judged: list[Trajectory]
+) -> None:
+    said = judged[0].turns[0].attempt
+    lie = replace(said, verdict=replace(said.verdict, outcome=Outcome.INCORRECT))
+    forged = replace(judged[0], turns=(Turn(lie),))
+    run.trajectories.write(*WHERE, [forged, *judged[1:]])
+    assert (audited(run).false_verdicts, audited(run).lost) == (1, 0)
+
+
+def test_what_failed_is_counted_and_never_called_false(run: Run, judged: list[Trajectory]) -> None:
+    error = Verdict(Outcome.ERROR, None, "the checking process died")
+    unchecked = replace(judged[0], turns=(Turn(attempt("7", error)),))
+    failed = replace(judged[1], turns=(), stop_reason=StopReason.ERROR, error="lost")
+    run.trajectories.write(*WHERE, [unchecked, failed, *judged[2:]])
+    found = audited(run)
+    assert (found.errors, found.verdict_errors, found.false_verdicts) == (1, 1, 0)
+    assert found.lost == 0
+
+
+def test_the_plan_has_every_episode_of_every_stage_that_rolls(tmp_path: Path) -> None:
+    overrides = ["iterations=2", "problems=3", "control.enabled=true", "evaluation.samples=2"]
+    planned = planned_episodes(config(tmp_path, *overrides))
+    assert {key: len(episodes.ids) for key, episodes in planned.items()} == {
+        **{f"iteration-{n}/collect": 3 for n in (1, 2)},
+        **{f"control-{n}/collect": 3 for n in (1, 2)},
+        **{f"{model}/eval": 8 for model in ("base", "iteration-1", "iteration-2", "control")},
+    }
+
+
+def test_missing_counts_what_a_stage_still_has_to_roll(run: Run, judged: list[Trajectory]) -> None:
+    episodes = Episodes(*WHERE, frozenset(one.id for one in judged))
+    run.trajectories.write(*WHERE, judged[:3])
+    assert episodes.missing(run.trajectories) == 1

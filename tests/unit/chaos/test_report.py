@@ -1,0 +1,68 @@
+"""The chaos job's result: every must that is broken is named, and nothing else is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import rich.console
+
+from rise_ray.chaos.attack import Kill, Outcome
+from rise_ray.chaos.audit import Audit
+from rise_ray.chaos.plan import Kind, PlannedKill
+from rise_ray.chaos.report import Result, broken, table
+
+KILLS = [
+    Kill(Kind.WORKER, "1 ray::RolloutWorker", "base/eval", 1.0, recovered_s=4.0),
+    Kill(Kind.NODE, "node-1", "base/eval", 2.0, recovered_s=30.0),
+    Kill(Kind.DRIVER, "driver 7", "iteration-1/collect", 50.0, recovered_s=20.0, unfinished=5),
+]
+FINE = Result(Outcome(KILLS, [], 0, 90.0), Audit(episodes=100, verdicts=900), 3, [])
+LOST_KILL = PlannedKill(Kind.TRAINER, "iteration-1/train", 1.0, 0.5)
+STUCK = replace(KILLS[0], recovered_s=None)
+
+
+def text(result: Result) -> str:
+    console = rich.console.Console(width=100)
+    with console.capture() as shown:
+        console.print(table(result))
+    return shown.get()
+
+
+def test_a_run_that_stood_the_attack_breaks_nothing() -> None:
+    assert broken(FINE) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        (replace(FINE, audit=Audit(lost=2)), "2 episodes are lost"),
+        (replace(FINE, audit=Audit(unknown=2)), "2 stored episodes belong to no plan"),
+        (replace(FINE, audit=Audit(doubled=1)), "1 episodes are doubled"),
+        (replace(FINE, audit=Audit(false_verdicts=4)), "4 verdicts are false"),
+        (replace(FINE, leftovers=["process 3 x"]), "1 things are left over"),
+        (replace(FINE, outcome=Outcome(KILLS, [], 1)), "the run ended with exit status 1"),
+        (replace(FINE, outcome=Outcome(KILLS, [], None)), "the run ended with its deadline"),
+        (
+            replace(FINE, outcome=Outcome(KILLS, [LOST_KILL], 0)),
+            "1 planned kills found nothing to kill",
+        ),
+        (replace(FINE, outcome=Outcome([STUCK], [], 0)), "no progress after 1 kills"),
+    ],
+)
+def test_each_broken_promise_is_named(result: Result, sentence: str) -> None:
+    assert broken(result) == [sentence]
+
+
+def test_errors_are_counted_and_are_no_broken_promise() -> None:
+    failed = replace(FINE, audit=Audit(episodes=100, errors=2, verdict_errors=3))
+    assert broken(failed) == []
+    assert "ended as error" in text(failed)
+
+
+def test_the_table_shows_what_was_measured() -> None:
+    shown = text(FINE)
+    for kind in ("worker", "node", "driver"):
+        assert f"kills: {kind}" in shown
+    assert "20.0 s, 30.0 s" in shown  # median and worst
+    assert "3.0% to 8.0%" in shown  # leases lost, and what a killed driver may have had open
