@@ -30,9 +30,14 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver that writes to `log`; killed at the end of the block, if it still runs."""
+    """A driver that writes to `log`; killed at the end of the block, if it still runs.
+
+    It has a process group of its own, as a terminal gives one.
+    """
     with log.open("wb") as output:
-        driver = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
+        driver = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment(), start_new_session=True
+        )
     try:
         yield driver
     finally:

@@ -1,4 +1,4 @@
-"""What goes wrong inside Ray reaches the user as one message; Ctrl-C leaves nothing running."""
+"""What goes wrong inside Ray reaches the user as one message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from rise_ray.cluster import check_resources
 from rise_ray.config import RunConfig, load_config
 from rise_ray.errors import ClusterError, ConfigError, ModelError, RiseError, StoreError, user_error
 from rise_ray.store.files import Folder
-from tests.system.processes import descendants, wait_gone
 
 ROOT = Path(__file__).parents[2]
 WARM_START = ROOT / "jobs" / "countdown_warmstart.yaml"
@@ -49,28 +47,6 @@ def rise_ray(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.wait()
 
 
-def _read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdout is not None
-    deadline = time.monotonic() + LONG_S
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if text in line or time.monotonic() > deadline:
-            break
-    assert seen
-    assert text in seen[-1], "".join(seen)
-
-
-def _interrupt(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C, as the terminal sends it: to the whole process group. Returns stderr."""
-    children = descendants(process.pid)
-    assert children
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=LONG_S)
-    assert wait_gone(children) == []
-    return errors
-
-
 def _ours(work: Callable[[], object]) -> RiseError:
     """The error for the user that `work` ends with, as the command line finds it."""
     with pytest.raises(Exception) as caught:  # noqa: PT011 - what it is, is what is tested
@@ -80,20 +56,6 @@ def _ours(work: Callable[[], object]) -> RiseError:
     assert "Traceback" not in str(ours)
     assert "ray::" not in str(ours)
     return ours
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_ctrl_c_in_a_training_is_one_line_and_leaves_nothing_running(
-    rise_ray: Callable[..., subprocess.Popen[str]],
-) -> None:
-    arguments = ["run", str(WARM_START), *SMALL]
-    training = rise_ray(*arguments)
-    _read_until(training, "step ")
-    assert _interrupt(training).splitlines()[-1:] == [
-        "rise-ray: interrupted; the same command with --resume goes on"
-    ]
-    assert training.returncode == 130
 
 
 def test_too_few_resources_are_told_before_a_run_folder_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -23,11 +24,17 @@ def shared_memory() -> set[str]:
 
 
 def stop(driver: subprocess.Popen[bytes], log: Path, number: signal.Signals) -> str:
-    """Signal a driver as `kill` does; it ends in time, with its status and nothing left."""
+    """Signal a driver; it ends in time, with its status and nothing left.
+
+    SIGTERM comes to it alone, as by `kill`; Ctrl-C, by a terminal, to its whole process group.
+    """
     children = descendants(driver.pid)
     assert children
     before = time.monotonic()
-    driver.send_signal(number)
+    if number is signal.SIGINT:
+        os.killpg(driver.pid, number)
+    else:
+        driver.send_signal(number)
     assert driver.wait(2 * DEADLINE_S) == 128 + number
     assert time.monotonic() - before < DEADLINE_S
     assert wait_gone(children) == []

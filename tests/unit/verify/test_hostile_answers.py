@@ -64,11 +64,14 @@ class PeakMemory:
         while not self._stop.wait(0.02):
             for child in me.children():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    self.mib = max(self.mib, child.memory_info().rss / 2**20)
+                    if child.cmdline() != me.cmdline():  # before its exec, it is a copy of us
+                        self.mib = max(self.mib, child.memory_info().rss / 2**20)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", ["countdown", "math", pytest.param("gsm8k", marks=pytest.mark.slow)]
+)
 def test_every_hostile_answer_has_a_verdict_with_its_reason_in_time_and_memory(
     task: str, checkers: dict[str, Checker]
 ) -> None:
@@ -91,6 +94,7 @@ def test_every_hostile_answer_has_a_verdict_with_its_reason_in_time_and_memory(
     assert after.outcome is Outcome.CORRECT
 
 
+@pytest.mark.slow
 def test_without_a_box_the_corpus_is_read_too(checkers: dict[str, Checker]) -> None:
     short = [text for text in CORPUS.values() if len(text) < 1000]
     for marked in (short, [f"#### {text}" for text in short]):
