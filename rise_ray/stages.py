@@ -19,7 +19,7 @@ from rise_ray.console import Console
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
 from rise_ray.mdp import Phase, Problem, Trajectory, derive_seed
-from rise_ray.models.locate import locate_model, resolve_dtype, shared_model
+from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
 from rise_ray.plans import (
     collect_plan,
     control_plan,
@@ -233,7 +233,7 @@ class Stages:
         assert model.path is not None
         checkpoint = shared_model(model.path)
         if not parity.exists(PARITY_FILE):
-            path = locate_model(checkpoint)
+            path = locate_tokenizer(checkpoint)
             tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
             sequences = self._probe(ChatFormat(tokenizer, checkpoint))
             dtype = resolve_dtype(model.dtype, workers.num_gpus)
@@ -402,7 +402,7 @@ class Stages:
 
     def _chat(self, weights: WeightVersion) -> ChatFormat:
         model = self.config.model
-        path = locate_model(weights.checkpoint)
+        path = locate_tokenizer(weights.checkpoint)
         tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
         return ChatFormat(tokenizer, weights.checkpoint)
 

@@ -52,6 +52,17 @@ def locate_model(path: str) -> str:
     return path
 
 
+def locate_tokenizer(path: str) -> str:
+    """`locate_model` for a tokenizer alone: weights under a URI are left where they are.
+
+    Raises:
+        ModelError, StoreError: see `locate_model`.
+    """
+    if "://" in path:
+        return str(Folder(path).localize(without=".safetensors"))
+    return locate_model(path)
+
+
 def _refuse_pickles(path: str, folder: Path) -> None:
     for pattern in _PICKLES:
         for file in sorted(folder.glob(pattern)):
@@ -85,8 +96,7 @@ def _require_whole(file: Path) -> None:
 
 def shared_model(path: str) -> str:
     """`locate_model` for every node: a URI stays one, and each node makes its own copy."""
-    located = locate_model(path)
-    return path if "://" in path else located
+    return path if "://" in path else locate_model(path)
 
 
 def model_folder(path: str) -> Path:

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import math
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from rise_ray.sync.source import WeightServerActor
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_CAUSE = 300  # characters: Ray adds what it has ever seen cause a death
 _MOST_START_FAILURES = 2  # in a row; one more for each worker, since a lost node takes several
 
 
@@ -335,4 +337,5 @@ def _cause(error: BaseException) -> str:
     """The last line of a Ray error: what happened, without the remote traceback."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"
+    last = lines[-1].strip() if lines else ""
+    return f"{type(cause).__name__}: {textwrap.shorten(last, _LONGEST_CAUSE, placeholder=' ...')}"

@@ -150,11 +150,14 @@ class Folder:
             for file in sorted(files, key=lambda f: f.name == "config.json"):
                 filesystem.put_file(str(file), f"{path}/{file.relative_to(source).as_posix()}")
 
-    def localize(self) -> Path:
+    def localize(self, without: str | None = None) -> Path:
         """A local path with this folder's files: itself, or a copy cached on this node.
 
         A folder that was written again is copied again: the cache goes by what the listing says
         of every file (name, size, and the store's etag or time).
+
+        Args:
+            without: a copy leaves out the files whose names end so.
 
         Raises:
             StoreError: the folder is missing.
@@ -165,19 +168,23 @@ class Folder:
         if self.is_local:
             return Path(path)
         with self._reported("", "cannot be copied to this node"):
-            listing = sorted(filesystem.find(path, detail=True).items())
+            listing = [
+                (name, facts)
+                for name, facts in sorted(filesystem.find(path, detail=True).items())
+                if without is None or not name.endswith(without)
+            ]
             key = hashlib.sha256(f"{self.uri} {listing}".encode()).hexdigest()[:16]
             cache = Path(tempfile.gettempdir()) / f"rise-ray-{os.getuid()}" / key
             if not cache.exists():
                 cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._copy_to(cache)
+                self._copy_to(cache, [name for name, _ in listing])
         return cache
 
-    def _copy_to(self, cache: Path) -> None:
+    def _copy_to(self, cache: Path, names: list[str]) -> None:
         filesystem, path = self._located
         staged = _temporary(cache.parent)
         try:
-            filesystem.get(path, str(staged), recursive=True)
+            filesystem.get(names, [f"{staged}/{n.removeprefix(path).lstrip('/')}" for n in names])
             try:
                 staged.rename(cache)
             except OSError:

@@ -222,6 +222,14 @@ def test_a_remote_folder_is_copied_once_to_a_node(remote: Folder, tmp_path: Path
     assert (copy / "marker").exists()
 
 
+def test_a_copy_without_weights_has_all_the_rest(remote: Folder, tmp_path: Path) -> None:
+    remote.upload(_model(tmp_path / "source", "a"))
+    copy = remote.localize(without=".bin")
+    assert (copy / "nested" / "extra.txt").read_text() == "extra"
+    assert not (copy / "weights.bin").exists()
+    assert (remote.localize() / "weights.bin").read_text() == "a"
+
+
 def test_a_remote_folder_that_was_replaced_is_copied_again(remote: Folder, tmp_path: Path) -> None:
     remote.upload(_model(tmp_path / "source", "a"))
     first = remote.localize()
@@ -252,8 +260,8 @@ def test_a_node_without_room_for_a_copy_says_so_and_keeps_no_half(
     remote.upload(_model(tmp_path / "source", "a"))
     filesystem, _ = remote._located
 
-    def full(source: str, target: str, recursive: bool) -> None:
-        _model(Path(target), "half")
+    def full(sources: list[str], targets: list[str]) -> None:
+        _model(Path(targets[0]).parent, "half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
