@@ -132,7 +132,7 @@ def test_a_job_that_is_stopped_leaves_nothing_and_goes_on_when_it_is_submitted_a
         assert time.monotonic() < deadline, ray_job(head, "logs", "first")
         time.sleep(0.05)
     ray_job(head, "stop", "first")
-    assert "STOPPED" in ray_job(head, "status", "first")
+    assert "was stopped" in ray_job(head, "status", "first")
     assert "stopped by SIGTERM" in ray_job(head, "logs", "first")
     assert left_in_cluster({**environment(), "RAY_ADDRESS": head.cluster}) == []
 
