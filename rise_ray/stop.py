@@ -28,16 +28,27 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+_asked: signal.Signals | None = None
 _watchdog: threading.Timer | None = None
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Handle the signals inside the block as above, and as before after it."""
+    """Handle the signals inside the block as above, and as before after it.
+
+    Raises:
+        Stopped: one came, also where Ray's waits made a plain KeyboardInterrupt of it.
+    """
+    global _asked
+    _asked = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     handle_signals()
     try:
         yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Stopped):
+            raise
+        raise Stopped(_asked or signal.SIGINT) from error
     finally:
         if _watchdog is not None:
             _watchdog.cancel()
@@ -52,7 +63,8 @@ def handle_signals() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _watchdog
+    global _asked, _watchdog
+    _asked = signal.Signals(number)
     for other in SIGNALS:
         signal.signal(other, _end)
     _watchdog = threading.Timer(DEADLINE_S, _end, (number, None))

@@ -28,6 +28,7 @@ from rise_ray.config import RunConfig
 from rise_ray.errors import ClusterError, ConfigError
 
 _START_DEADLINE_S = 120.0
+_STARTS = 3  # of a node, before it is given up
 _STOP_DEADLINE_S = 30.0
 _REPLACE_AFTER_S = 4.0  # as long as the cloud were to give a new machine at once
 _OBJECT_STORE_MIB = 100
@@ -96,9 +97,7 @@ class Nodes:
             self._head = self._start([*head, f"--temp-dir={self.folder / 'ray'}"])
             self._await(self._head)
             for _ in range(self._count):
-                self._add()
-            for node in self._workers:
-                self._await(node)
+                self._join()
         except BaseException:
             self.__exit__()
             raise
@@ -129,11 +128,7 @@ class Nodes:
 
     def kill(self, node: Node) -> None:
         """SIGKILL a worker node as a whole; a few seconds later a new one may `replace` it."""
-        processes = node.processes()
-        node.process.kill()
-        kill(processes)
-        node.process.wait()
-        self._workers.remove(node)
+        self._end(node)
         self._replace_at.append(time.monotonic() + _REPLACE_AFTER_S)
 
     def replace(self) -> list[str]:
@@ -146,6 +141,29 @@ class Nodes:
     def remove_files(self) -> None:
         """Delete the nodes' logs."""
         shutil.rmtree(self.folder)
+
+    def _join(self) -> None:
+        """Start a worker node and wait for it. Ray gives a node 30 s, which a busy machine misses.
+
+        Raises:
+            ClusterError: it does not start, several times.
+        """
+        for left in reversed(range(_STARTS)):
+            node = self._add()
+            try:
+                self._await(node)
+                return
+            except ClusterError:
+                if not left:
+                    raise
+                self._end(node)
+
+    def _end(self, node: Node) -> None:
+        processes = node.processes()
+        node.process.kill()
+        kill(processes)
+        node.process.wait()
+        self._workers.remove(node)
 
     def _add(self) -> Node:
         agent_port = _free_ports(1)[0]

@@ -35,30 +35,28 @@ class Member:
     """When it was called."""
     tokens: int = 0
     """Generated, when it last told."""
-    moved: float = 0.0
-    """When they last grew, or it had nothing to generate."""
+    barren_s: float = 0.0
+    """How long its engine has run, with requests, since the last new token."""
 
-    def exchange(self, specs: Sequence[EpisodeSpec], was_idle: bool) -> None:
+    def exchange(self, specs: Sequence[EpisodeSpec]) -> None:
         """Give the worker episodes and let it run for a moment."""
         self.call = self.handle.exchange.remote(specs)
         self.since = time.monotonic()
-        if was_idle:
-            self.moved = self.since
 
     def note(self, progress: Progress) -> None:
         """Take in what an exchange told."""
-        if progress.tokens > self.tokens or not progress.engine_busy:
-            self.moved = time.monotonic()
+        moves = progress.tokens > self.tokens or not progress.engine_busy
+        self.barren_s = 0.0 if moves else self.barren_s + progress.seconds
         self.tokens = progress.tokens
 
     def stalled(self, deadline_s: float) -> str | None:
         """The sign of life that a worker with episodes has not given for `deadline_s`.
 
-        A slow engine answers late, but its tokens grow; the deadline counts from the last one.
+        A slow engine answers late, but its tokens grow. What is counted is the time that the
+        worker ran: the caller of the roll may pause between two trajectories.
         """
-        before = time.monotonic() - deadline_s
-        if self.call is not None and self.since < before:
-            # An answer that waits to be read is no stall: what is slow is the roll's caller.
+        if self.call is not None and self.since < time.monotonic() - deadline_s:
+            # An answer that waits to be read is no stall.
             answered = bool(ray.wait([self.call], timeout=0, fetch_local=False)[0])
             return None if answered else "answer"
-        return "new token" if self.moved < before else None
+        return "new token" if self.barren_s > deadline_s else None

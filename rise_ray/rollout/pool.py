@@ -218,8 +218,7 @@ class RolloutPool:
             room = self._config.episodes_in_flight - book.held(member.name)
             specs = [by_id[i] for i in book.take(member.name, room)]
             if specs or book.held(member.name):
-                idle = len(specs) == book.held(member.name)
-                member.exchange(specs, was_idle=idle)
+                member.exchange(specs)
 
     def _collect(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
         """Wait for workers' answers; handle joins, results, deaths and stalls."""

@@ -59,6 +59,8 @@ class Progress:
     """Whether the engine has requests; without one, every episode waits for the verifier."""
     tokens: int
     """Generated since the worker's start."""
+    seconds: float
+    """That this exchange ran."""
 
 
 class RolloutWorker(WeightReceiver):
@@ -139,6 +141,7 @@ class RolloutWorker(WeightReceiver):
 
     def exchange(self, specs: Sequence[EpisodeSpec]) -> Progress:
         """Start `specs`, run for a moment, return the trajectories that have ended."""
+        started = time.monotonic()
         for spec in specs:
             episode = Episode(spec, self._chat, self.version.iteration)
             self._episodes += 1
@@ -152,7 +155,8 @@ class RolloutWorker(WeightReceiver):
             for (episode, request), verdicts in self._verification.poll(wait_s):
                 self._verified(episode, request, verdicts)
         finished, self._finished = self._finished, []
-        return Progress(finished, self._engine.busy, self._engine.tokens)
+        seconds = time.monotonic() - started
+        return Progress(finished, self._engine.busy, self._engine.tokens, seconds)
 
     def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:
