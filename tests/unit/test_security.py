@@ -146,7 +146,7 @@ def test_no_text_steers_a_terminal(text: str) -> None:
 @pytest.fixture
 def warnings_shown() -> Iterator[Console]:
     logger = logging.getLogger("rise_ray")
-    before = list(logger.handlers)
+    before, logger.handlers = logger.handlers, []  # other tests' consoles would print it too
     console = Console()
     console.show_warnings()
     yield console

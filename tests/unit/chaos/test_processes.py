@@ -19,6 +19,8 @@ adopt_orphans()
 start = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
 subprocess.run([sys.executable, "-c", start], check=True)
 left = descendants(os.getpid())
+while not all(map(title, left)):  # in the middle of its exec it has none
+    time.sleep(0.01)
 print([title(process) for process in left])
 for process in left:
     process.kill()
