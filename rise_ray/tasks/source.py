@@ -1,7 +1,7 @@
-"""Rows of question-and-answer data sets: from the Hugging Face hub, or from JSON lines.
+"""Rows of question-and-answer data sets, through `datasets`: of the hub, or of JSON lines.
 
-JSON lines are read here and not through `datasets`, which infers types (a string that looks
-like a date becomes one) and reports a malformed row without its line.
+`datasets` reads JSON lines as lines of text, which are parsed here: its own JSON reader infers
+types (a string that looks like a date becomes one) and reports a malformed row without its line.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
-
-import fsspec
 
 from rise_ray.errors import DataError
 
@@ -61,20 +59,32 @@ def content_hash(*texts: str) -> str:
 
 
 def _read_lines(path: str) -> Iterator[Row]:
+    # Imported here: it is slow, and the verifier's children load tasks but no data.
+    from datasets import Features, Value, disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
+
+    disable_progress_bars()
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse_line(f"{path}:{number}", line)
+        rows = load_dataset(
+            "text",
+            data_files={"lines": path},
+            split="lines",
+            features=Features({"text": Value("string")}),
+            # A byte that is no UTF-8 becomes `\xff`, which is no JSON either: its line is told.
+            encoding_errors="backslashreplace",
+        )
     # EOFError, zlib.error: damaged compression; ImportError, ValueError: no such kind of URI here.
-    except (OSError, EOFError, zlib.error, ImportError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    except (DatasetsError, OSError, EOFError, zlib.error, ImportError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
+    for number, row in enumerate(rows, start=1):
+        if row["text"].strip():
+            yield f"{path}:{number}", _parse_line(f"{path}:{number}", row["text"])
 
 
-def _parse_line(where: str, line: bytes) -> dict[str, Any]:
+def _parse_line(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # malformed JSON or UTF-8
+    except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
@@ -82,7 +92,6 @@ def _parse_line(where: str, line: bytes) -> dict[str, Any]:
 
 
 def _read_hub(path: str, subset: str | None, split: str) -> Iterator[Row]:
-    # Imported here: it is slow, and the verifier's children load tasks but no data.
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
