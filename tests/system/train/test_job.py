@@ -166,6 +166,8 @@ def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights
         torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_failed_for_good_goes_on_when_it_is_called_again(
     tmp_path: Path,
     tiny_model: Path,
@@ -238,6 +240,8 @@ def test_tied_embeddings_are_trained_and_written_as_one_weight(
     check_folder(job)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_bfloat16_checkpoint_holds_bfloat16_and_its_parity(
     tmp_path: Path,
     tiny_model: Path,
