@@ -27,7 +27,8 @@ from rise_ray.chaos.nodes import Nodes
 from rise_ray.chaos.plan import plan_kills
 from rise_ray.chaos.processes import adopt_orphans, shared_memory_files
 from rise_ray.chaos.report import Result, broken, table
-from rise_ray.config import RunConfig, load_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import load_config
 from rise_ray.errors import ConfigError, RiseError, StoreError
 from rise_ray.store.run import Run, run_folder
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import rise_ray.config
 from rise_ray import __version__
-from rise_ray.config import RunConfig, load_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import load_config
 from rise_ray.errors import user_error
 from rise_ray.stop import Stopped, handle_signals, stop_signals
 from rise_ray.text import terminal_text

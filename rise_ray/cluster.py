@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -37,7 +38,7 @@ def connected(config: RunConfig, debug: bool) -> Iterator[None]:
 
 def in_job_copy(path: str) -> bool:
     """Whether a path is in the copy of a job's working directory that Ray deletes in the end."""
-    return "/runtime_resources/working_dir_files/" in path
+    return "working_dir_files" in Path(path).parts
 
 
 def required_resources(config: RunConfig) -> dict[str, float]:

@@ -1,22 +1,13 @@
-"""Every setting of a run: one YAML file, typed, plus dotted overrides from the command line.
+"""Every setting of a run, typed, with its default and meaning.
 
-    config = load_config("jobs/quickstart.yaml", ["train.lr=5e-4", "rollout.turns=3"])
-
-Imports neither torch nor Ray nor vLLM. Unknown keys and bad values raise `ConfigError` with the
-file, the key and what is allowed.
+`rise_ray.config_file` reads them from YAML. Imports neither torch nor Ray nor vLLM.
 """
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from rise_ray.errors import ConfigError
-from rise_ray.redact import secrets_in
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -446,123 +437,3 @@ class RunConfig(Settings):
                     "an example must fit a packed row"
                 )
         return self
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file, apply `key.sub=value` overrides (values are YAML), validate.
-
-    Raises:
-        ConfigError: with the file, the key, and what is allowed.
-    """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the config is not UTF-8 text ({error.reason})") from error
-    return parse_config(text, overrides or [], source=str(path))
-
-
-def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
-    """`load_config` of a text; `source` names it in errors."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(_explain_yaml(source, error)) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: the config must be a mapping of settings")
-    for override in overrides:
-        _override(tree, override)
-    secrets = [f"{source}: `{key}`: {reason}" for key, reason in secrets_in(tree)]
-    if secrets:
-        raise ConfigError("\n".join(secrets))
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(source, error))) from error
-
-
-def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML: `parse_config(dump_config(c), [], ...) == c`."""
-    # ASCII only: some characters that YAML may hold raw come back as line breaks.
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write it as key.sub=value")
-    *groups, leaf = key.split(".")
-    for group in groups:
-        if tree.get(group) is None:
-            tree[group] = {}
-        tree = tree[group]
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: `{group}` is a value, not a group")
-    tree[leaf] = _yaml_value(override, value)
-
-
-def _yaml_value(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        # Without the value, which may be a secret.
-        key = override.partition("=")[0]
-        raise ConfigError(f"override {key!r}: the value is not valid YAML") from error
-
-
-def _explain_yaml(source: str, error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{source}:{error.problem_mark.line + 1}: not valid YAML: {error.problem}"
-    return f"{source}: not valid YAML: {str(error).splitlines()[0]}"
-
-
-def _explain(source: str, error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        groups, location = _resolve([str(part) for part in problem["loc"]])
-        key = ".".join(location) or "(whole config)"
-        if problem["type"] == "extra_forbidden":
-            names = [name for group in groups for name in group.model_fields]
-            lines.append(f"{source}: `{key}`: unknown setting{_did_you_mean(location[-1], names)}")
-        else:
-            value = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: `{key}`: {message}{value}")
-    return lines
-
-
-def _resolve(location: list[str]) -> tuple[list[type[BaseModel]], list[str]]:
-    """The group that a location of pydantic's ends in, and the location as a user writes it.
-
-    In a group of several kinds pydantic's location holds the kind, which is no part of the key.
-    """
-    groups: list[type[BaseModel]] = [RunConfig]
-    key = []
-    for part in location[:-1]:
-        kinds = [g for g in groups if len(groups) > 1 and _kind(g) == part]
-        if kinds:
-            groups = kinds
-            continue
-        key.append(part)
-        fields = [group.model_fields[part] for group in groups if part in group.model_fields]
-        groups = [group for field in fields for group in _groups(field.annotation)]
-    return groups, key + location[-1:]
-
-
-def _kind(group: type[BaseModel]) -> str:
-    return str(get_args(group.model_fields["kind"].annotation)[0])
-
-
-def _did_you_mean(name: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean `{close[0]}`?" if close else ""
-    return f"{hint} (allowed: {', '.join(names)})"
-
-
-def _groups(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [group for part in get_args(annotation) for group in _groups(part)]

@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 from rise_ray.errors import DataError, StoreError
 from rise_ray.mdp import Attempt, Example, Phase, Trajectory
 from rise_ray.plans import phase_of, stage_name

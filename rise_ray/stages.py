@@ -1,25 +1,24 @@
 """The stages of a run: each does one thing with the real parts and journals its result.
 
-What a stage needs (verifiers, workers, a teacher) starts when it is first used, so a resumed run
-that only lacks its report starts no engine.
+The actors that a stage needs are `rise_ray.actors`'s business.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Self
 
 import ray
 
-from rise_ray.config import ModelConfig, ModelTeacher, WorkersConfig
+from rise_ray.actors import Actors, given_model
 from rise_ray.console import Console
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
-from rise_ray.mdp import Phase, Problem, Trajectory, derive_seed
-from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
+from rise_ray.mdp import Phase, Problem, derive_seed
+from rise_ray.models.locate import locate_tokenizer
 from rise_ray.plans import (
     collect_plan,
     control_plan,
@@ -30,20 +29,17 @@ from rise_ray.plans import (
 )
 from rise_ray.relabel.job import write_relabeled
 from rise_ray.report.html import write_report
-from rise_ray.rollout.chat import ChatFormat, load_tokenizer
+from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec
-from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.teacher import OpenAITeacher, Student, Teacher, make_teacher
 from rise_ray.rollout.worker import WeightVersion
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.store.run import REPORT, Run
-from rise_ray.sync.parity import PARITY_FILE, parity_sequences, reference_in_task
+from rise_ray.sync.parity import parity_sequences
 from rise_ray.tasks import load_task
 from rise_ray.track import PhaseLog, start_tracker
 from rise_ray.train.job import TrainJob, train
-from rise_ray.verify.actor import VerifierHandle, start_verifiers
 from rise_ray.versions import package_versions
 from rise_ray.warmstart import demonstrate, demonstration_examples, initial_model
 
@@ -59,26 +55,21 @@ class Stages:
         self.console = console
         self.task = load_task(run.config.task)
         self._tracker = start_tracker(run.config, run.folder)
-        self._pool: RolloutPool | None = None
-        self._teacher_pool: RolloutPool | None = None
-        self._teacher: Teacher | None = None
+        self._actors = Actors(run, console, self.task, self._probe)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for pool in (self._pool, self._teacher_pool):
-            if pool is not None:
-                pool.release()
-        for verifier in self.__dict__.get("_verifiers", ()):
-            verifier.stop()
+        self._actors.stop()
         ray.get(self._tracker.close.remote())
 
     def base(self) -> WeightVersion:
         """The model that iteration 1 starts from: warm-started, or as it is."""
         if self.config.warm_start is None:
-            workers = self.config.rollout.workers
-            return self._given_model(self.config.model, workers, self.run.folder / "base")
+            num_gpus = self.config.rollout.workers.num_gpus
+            parity = self.run.folder / "base"
+            return given_model(self.config.model, num_gpus, parity, self._probe)
         self._stage("warm-start", "train", self._warm_start)
         checkpoint = self._checkpoint(Phase.COLLECT, 0).uri
         return WeightVersion(0, checkpoint, checkpoint)
@@ -95,9 +86,8 @@ class Stages:
             problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
             chat = self._chat(weights)
             specs = specs_for(plan, self.task, chat, problems, samples=1)
-            roll = self._roller(weights, chat if phase is Phase.COLLECT else None)
-            counts = self._roll(roll, specs, iteration, phase)
-            return {**counts, **self._teacher_cost()}
+            student = chat if phase is Phase.COLLECT else None
+            return self._roll(weights, student, specs, iteration, phase)
 
         self._stage(stage_name(phase, iteration), "collect", work)
 
@@ -170,7 +160,7 @@ class Stages:
             chat = self._chat(weights)
             plan = eval_plan(self.config, iteration, phase)
             specs = specs_for(plan, self.task, chat, problems, protocol.samples)
-            counts = self._roll(self._roller(weights, None), specs, iteration, phase)
+            counts = self._roll(weights, None, specs, iteration, phase)
             record = eval_record(
                 model,
                 protocol.split,
@@ -223,24 +213,6 @@ class Stages:
 
         return self.run.stage(f"{stage}/{phase}", timed)
 
-    def _given_model(
-        self, model: ModelConfig, workers: WorkersConfig, parity: Folder
-    ) -> WeightVersion:
-        """A model that was not trained here, as version 0.
-
-        Its probe reference is made once, by plain Hugging Face.
-        """
-        assert model.path is not None
-        checkpoint = shared_model(model.path)
-        if not parity.exists(PARITY_FILE):
-            path = locate_tokenizer(checkpoint)
-            tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
-            sequences = self._probe(ChatFormat(tokenizer, checkpoint))
-            dtype = resolve_dtype(model.dtype, workers.num_gpus)
-            trust = model.trust_remote_code
-            reference_in_task(checkpoint, sequences, dtype, trust).save(parity)
-        return WeightVersion(0, checkpoint, parity.uri)
-
     def _warm_start(self, log: PhaseLog) -> Result:
         warm_start = self.config.warm_start
         assert warm_start is not None
@@ -271,22 +243,23 @@ class Stages:
         return {**result, "examples": len(examples), "too_long": too_long}
 
     def _train(self, job: TrainJob) -> Result:
-        if self._pool is not None and self.config.rollout.release_during_training:
-            self._pool.release()
+        if self.config.rollout.release_during_training:
+            self._actors.release_workers()
         with self.console.following(self._tracker):
             result = train(job)
         return asdict(result)
 
     def _roll(
         self,
-        roll: Callable[[Sequence[EpisodeSpec]], Iterable[Trajectory]],
+        weights: WeightVersion,
+        student: ChatFormat | None,
         specs: Sequence[EpisodeSpec],
         iteration: int,
         phase: Phase,
     ) -> Result:
-        before = self._losses()
+        before = self._actors.counters()
         counts = roll_phase(
-            roll,
+            self._actors.roller(weights, student),
             specs,
             self.run.trajectories,
             iteration,
@@ -294,88 +267,8 @@ class Stages:
             self.config.verify.max_error_share,
             self.console.rolled,
         )
-        lost, requeued = (n - b for n, b in zip(self._losses(), before, strict=True))
-        return {**counts, "lost_workers": lost, "requeued_episodes": requeued}
-
-    def _losses(self) -> tuple[int, int]:
-        """Workers that were lost and episodes that went back to the queue, since the start."""
-        return (0, 0) if self._pool is None else (self._pool.lost_workers, self._pool.requeued)
-
-    def _roller(
-        self, weights: WeightVersion, student: ChatFormat | None
-    ) -> Callable[[Sequence[EpisodeSpec]], Iterable[Trajectory]]:
-        """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
-
-        def roll(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
-            pool = self._pool_with(weights)
-            self.console.rolling()
-            trajectories = pool.roll(specs)
-            if student is None or self.config.teacher.kind == "none":
-                return trajectories
-            return self._teacher_of(student).improve(trajectories)
-
-        return roll
-
-    def _pool_with(self, weights: WeightVersion) -> RolloutPool:
-        """The pool, started or synced to `weights`."""
-        config = self.config
-        if self._pool is None:
-            self._pool = RolloutPool(
-                weights,
-                config.model,
-                config.rollout.workers,
-                config.sync,
-                self._verifiers,
-                derive_seed(config.seed, "engine"),
-            )
-            self.console.step("starting rollout workers")
-            self._pool.wait_ready()
-        elif self._pool.version != weights:
-            started = time.monotonic()
-            self._pool.sync(weights)
-            seconds = time.monotonic() - started
-            self.console.step(f"synced weights, parity checked ({seconds:.1f} s)")
-        return self._pool
-
-    def _teacher_of(self, chat: ChatFormat) -> Teacher:
-        """The run's teacher; the student's tokens are the same in all iterations."""
-        config = self.config
-        if self._teacher is None:
-            if isinstance(config.teacher, ModelTeacher):
-                self._teacher_pool = self._start_teacher_pool(config.teacher)
-            student = Student(self.task, chat, self._verifiers)
-            self._teacher = make_teacher(
-                student, config.teacher, self._teacher_pool, config.seed, self._teacher_spent()
-            )
-        return self._teacher
-
-    def _teacher_cost(self) -> Result:
-        """What an endpoint's answers in this stage cost, for the budget of the whole run."""
-        if not isinstance(self._teacher, OpenAITeacher):
-            return {}
-        return {"teacher_tokens": self._teacher.spent - self._teacher_spent()}
-
-    def _teacher_spent(self) -> int:
-        return sum(result.get("teacher_tokens", 0) for result in self.run.stages.values())
-
-    def _start_teacher_pool(self, teacher: ModelTeacher) -> RolloutPool:
-        model = ModelConfig(
-            path=teacher.path,
-            max_model_len=teacher.max_model_len,
-            trust_remote_code=self.config.model.trust_remote_code,
-        )
-        pool = RolloutPool(
-            self._given_model(model, teacher.workers, self.run.folder / "teacher"),
-            model,
-            teacher.workers,
-            self.config.sync,
-            self._verifiers,
-            derive_seed(self.config.seed, "teacher"),
-            label="teacher",
-        )
-        self.console.step("starting teacher workers")
-        pool.wait_ready()
-        return pool
+        after = self._actors.counters()
+        return {**counts, **{name: after[name] - before[name] for name in after}}
 
     def _responses_per_problem(self, iteration: int) -> int:
         """What RISE sampled in this iteration, per problem: the control's budget."""
@@ -401,10 +294,8 @@ class Stages:
         return self.run.folder / "checkpoints" / f"{name}={iteration}"
 
     def _chat(self, weights: WeightVersion) -> ChatFormat:
-        model = self.config.model
         path = locate_tokenizer(weights.checkpoint)
-        tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
-        return ChatFormat(tokenizer, weights.checkpoint)
+        return load_chat(path, self.config.model, weights.checkpoint)
 
     def _problems(self, split: str) -> list[Problem]:
         if split not in self._loaded:
@@ -414,10 +305,6 @@ class Stages:
     @cached_property
     def _loaded(self) -> dict[str, list[Problem]]:
         return {}
-
-    @cached_property
-    def _verifiers(self) -> list[VerifierHandle]:
-        return start_verifiers(self.config.task, self.config.verify)
 
     def _probe(self, chat: ChatFormat) -> tuple[tuple[int, ...], ...]:
         """The parity probe's sequences: held-out prompts."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from rise_ray.config import ModelConfig
 from rise_ray.errors import ModelError
 from rise_ray.mdp import FinishReason, Message
 
@@ -115,6 +116,16 @@ class ChatFormat:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def load_chat(path: str, model: ModelConfig, name: str) -> ChatFormat:
+    """The chat format of the tokenizer in `path`, with the template that the config may give.
+
+    Raises:
+        ModelError: the tokenizer or the template cannot be used; `name` is what it calls the model.
+    """
+    tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
+    return ChatFormat(tokenizer, name)
 
 
 def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool) -> Any:

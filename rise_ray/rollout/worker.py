@@ -17,7 +17,7 @@ from typing import Any
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.mdp import Trajectory, Verdict
 from rise_ray.models.locate import locate_model, resolve_dtype
-from rise_ray.rollout.chat import ChatFormat, load_tokenizer
+from rise_ray.rollout.chat import load_chat
 from rise_ray.rollout.engine import Engine
 from rise_ray.rollout.episode import Completion, Episode, EpisodeSpec, Request
 from rise_ray.store.files import Folder
@@ -107,8 +107,7 @@ class RolloutWorker(WeightReceiver):
         """
         model, checkpoint = self._model, self.version.checkpoint
         path = locate_model(checkpoint)
-        tokenizer = load_tokenizer(path, model.chat_template, model.trust_remote_code)
-        self._chat = ChatFormat(tokenizer, checkpoint)
+        self._chat = load_chat(path, model, checkpoint)
         self._engine = Engine(path, model, self._workers, self._sync.backend, self._seed)
         self.engine = self._engine.llm
         commit_version(self.engine, self.version.iteration)

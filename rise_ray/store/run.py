@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rise_ray import __version__
-from rise_ray.config import RunConfig, dump_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import dump_config
 from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 from rise_ray.store.owner import OWNER

@@ -119,7 +119,9 @@ def _normal_form(found: Parsed) -> str:
         try:
             value = value.doit()
             value = value.xreplace({f: sympy.Rational(str(f)) for f in value.atoms(sympy.Float)})
-        except _NO_VALUE:
+        except (
+            _NO_VALUE
+        ):  # this only names the vote: as written is a name too, and the verdict stands
             value = text
     return str(value)
 

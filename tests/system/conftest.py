@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from rise_ray.config import ScratchConfig, TaskConfig, VerifyConfig, load_config
+from rise_ray.config import ScratchConfig, TaskConfig, VerifyConfig
+from rise_ray.config_file import load_config
 from rise_ray.console import Console
 from rise_ray.driver import execute
 from rise_ray.rollout.worker import WeightVersion

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rise_ray.cluster import check_resources
-from rise_ray.config import RunConfig, load_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import load_config
 from rise_ray.errors import ClusterError, ConfigError, ModelError, RiseError, StoreError, user_error
 from rise_ray.store.files import Folder
 

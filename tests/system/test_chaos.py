@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.chaos.plan import Kind, stage_keys
-from rise_ray.config import load_config
+from rise_ray.config_file import load_config
 from rise_ray.store.run import Run
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
 

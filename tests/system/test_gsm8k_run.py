@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.config import RunConfig, load_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import load_config
 from rise_ray.console import Console
 from rise_ray.driver import execute
 from rise_ray.mdp import Example, FinishReason, Phase

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.chaos.leftovers import left_in_cluster
-from rise_ray.config import load_config
+from rise_ray.config_file import load_config
 from rise_ray.mdp import Phase
 from rise_ray.store.run import Run
 from tests.system.driver import parts_of

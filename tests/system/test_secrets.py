@@ -24,7 +24,7 @@ import psutil
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from rise_ray.config import load_config
+from rise_ray.config_file import load_config
 from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
 from rise_ray.track import _flat, read_metrics

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.config import RunConfig, load_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import load_config
 from rise_ray.console import Console
 from rise_ray.errors import TeacherError
 from rise_ray.mdp import Phase

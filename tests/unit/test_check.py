@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rise_ray.check import Finding, Inspection, Status, check, preflight
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 from rise_ray.errors import ClusterError, DataError, ModelError, RiseError, StoreError, TeacherError
 from rise_ray.reach import connection_failure
 from rise_ray.store.run import Run

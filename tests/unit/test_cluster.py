@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rise_ray.cluster import required_resources
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 
 CHECKS = 0.1 + 0.25  # one verifier actor and one Ray Data task
 TEXT = """

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from rise_ray.config import RunConfig, Settings, _groups, dump_config, load_config, parse_config
+from rise_ray.config import RunConfig, Settings
+from rise_ray.config_file import _groups, dump_config, load_config, parse_config
 from rise_ray.errors import ConfigError
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
@@ -20,6 +21,7 @@ MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}}"
 LIGHT = (
     "cli",
     "config",
+    "config_file",
     "evaluate.compare",
     "evaluate.metrics",
     "mdp",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Phase, Problem
 from rise_ray.plans import (

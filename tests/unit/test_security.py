@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rise_ray import check, cli
-from rise_ray.config import parse_config
+from rise_ray.config_file import parse_config
 from rise_ray.console import Console
 from rise_ray.errors import ConfigError, ModelError
 from rise_ray.models.locate import locate_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.config import parse_config
+from rise_ray.config_file import parse_config
 from rise_ray.store.files import Folder
 from rise_ray.track import METRICS, Tracker, _flat, wandb_mode
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rise_ray.chaos.audit import Audit, Episodes, audit, planned_episodes
-from rise_ray.config import RunConfig, TaskConfig, parse_config
+from rise_ray.config import RunConfig, TaskConfig
+from rise_ray.config_file import parse_config
 from rise_ray.mdp import (
     Attempt,
     FinishReason,

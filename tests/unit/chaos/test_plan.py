@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from rise_ray.chaos.plan import Kind, plan_kills, stage_keys
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 from rise_ray.driver import execute
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Phase

@@ -16,7 +16,8 @@ import ray.autoscaler
 import yaml
 
 from rise_ray.cluster import required_resources
-from rise_ray.config import RunConfig, load_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import load_config
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 from rise_ray.mdp import Phase, Trajectory, derive_seed, trajectory_id
 from rise_ray.plans import rollout_phases
 from rise_ray.relabel.examples import relabel_all

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import RunConfig, parse_config
+from rise_ray.config import RunConfig
+from rise_ray.config_file import parse_config
 from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 from rise_ray.store.run import CONFIG, STATE, Run, run_folder

@@ -1,0 +1,162 @@
+"""The actors of a run: verifiers, rollout workers, a teacher. Each starts when it is first used.
+
+A resumed run that only lacks its report starts none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+from rise_ray.config import ModelConfig, ModelTeacher
+from rise_ray.config import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.console import Console
+from rise_ray.mdp import Trajectory, derive_seed
+from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
+from rise_ray.rollout.chat import ChatFormat, load_chat
+from rise_ray.rollout.episode import EpisodeSpec
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.teacher import OpenAITeacher, Student, Teacher, make_teacher
+from rise_ray.rollout.worker import WeightVersion
+from rise_ray.store.files import Folder
+from rise_ray.store.run import Run
+from rise_ray.sync.parity import PARITY_FILE, reference_in_task
+from rise_ray.tasks.base import Task
+from rise_ray.verify.actor import VerifierHandle, start_verifiers
+
+Probe = Callable[[ChatFormat], tuple[tuple[int, ...], ...]]
+Roll = Callable[[Sequence[EpisodeSpec]], Iterable[Trajectory]]
+
+
+class Actors:
+    """Started, synced and stopped for the stages of one run.
+
+    Args:
+        probe: the parity probe's sequences, in a model's tokens.
+    """
+
+    def __init__(self, run: Run, console: Console, task: Task, probe: Probe) -> None:
+        self._config = run.config
+        self._run = run
+        self._console = console
+        self._task = task
+        self._probe = probe
+        self._pool: RolloutPool | None = None
+        self._teacher_pool: RolloutPool | None = None
+        self._teacher: Teacher | None = None
+
+    def stop(self) -> None:
+        """Stop all of them."""
+        for pool in (self._pool, self._teacher_pool):
+            if pool is not None:
+                pool.release()
+        for verifier in self.__dict__.get("_verifiers", ()):
+            verifier.stop()
+
+    def release_workers(self) -> None:
+        """Give the rollout workers' CPUs or GPUs to a training; the next roll starts them anew."""
+        if self._pool is not None:
+            self._pool.release()
+
+    def roller(self, weights: WeightVersion, student: ChatFormat | None) -> Roll:
+        """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
+
+        def roll(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
+            pool = self._pool_with(weights)
+            self._console.rolling()
+            trajectories = pool.roll(specs)
+            if student is None or self._config.teacher.kind == "none":
+                return trajectories
+            return self._teacher_of(student).improve(trajectories)
+
+        return roll
+
+    def counters(self) -> dict[str, int]:
+        """What was lost and spent so far: a stage's share is the difference after it."""
+        pools = [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
+        counters = {
+            "lost_workers": sum(pool.lost_workers for pool in pools),
+            "requeued_episodes": sum(pool.requeued for pool in pools),
+        }
+        if isinstance(self._config.teacher, OpenAITeacherConfig):
+            teacher = self._teacher
+            counters["teacher_tokens"] = (
+                teacher.spent if isinstance(teacher, OpenAITeacher) else self._teacher_spent()
+            )
+        return counters
+
+    def _pool_with(self, weights: WeightVersion) -> RolloutPool:
+        """The pool, started or synced to `weights`."""
+        config = self._config
+        if self._pool is None:
+            self._pool = RolloutPool(
+                weights,
+                config.model,
+                config.rollout.workers,
+                config.sync,
+                self._verifiers,
+                derive_seed(config.seed, "engine"),
+            )
+            self._console.step("starting rollout workers")
+            self._pool.wait_ready()
+        elif self._pool.version != weights:
+            started = time.monotonic()
+            self._pool.sync(weights)
+            seconds = time.monotonic() - started
+            self._console.step(f"synced weights, parity checked ({seconds:.1f} s)")
+        return self._pool
+
+    def _teacher_of(self, chat: ChatFormat) -> Teacher:
+        """The run's teacher; the student's tokens are the same in all iterations."""
+        config = self._config
+        if self._teacher is None:
+            if isinstance(config.teacher, ModelTeacher):
+                self._teacher_pool = self._start_teacher_pool(config.teacher)
+            student = Student(self._task, chat, self._verifiers)
+            self._teacher = make_teacher(
+                student, config.teacher, self._teacher_pool, config.seed, self._teacher_spent()
+            )
+        return self._teacher
+
+    def _teacher_spent(self) -> int:
+        """Tokens of an endpoint's answers in the finished stages of the run."""
+        return sum(result.get("teacher_tokens", 0) for result in self._run.stages.values())
+
+    def _start_teacher_pool(self, teacher: ModelTeacher) -> RolloutPool:
+        model = ModelConfig(
+            path=teacher.path,
+            max_model_len=teacher.max_model_len,
+            trust_remote_code=self._config.model.trust_remote_code,
+        )
+        parity = self._run.folder / "teacher"
+        pool = RolloutPool(
+            given_model(model, teacher.workers.num_gpus, parity, self._probe),
+            model,
+            teacher.workers,
+            self._config.sync,
+            self._verifiers,
+            derive_seed(self._config.seed, "teacher"),
+            label="teacher",
+        )
+        self._console.step("starting teacher workers")
+        pool.wait_ready()
+        return pool
+
+    @cached_property
+    def _verifiers(self) -> list[VerifierHandle]:
+        return start_verifiers(self._config.task, self._config.verify)
+
+
+def given_model(model: ModelConfig, num_gpus: float, parity: Folder, probe: Probe) -> WeightVersion:
+    """A model that was not trained here, as version 0, for workers with `num_gpus` each.
+
+    Its probe reference is made once, by plain Hugging Face, and kept in `parity`.
+    """
+    assert model.path is not None
+    checkpoint = shared_model(model.path)
+    if not parity.exists(PARITY_FILE):
+        sequences = probe(load_chat(locate_tokenizer(checkpoint), model, checkpoint))
+        dtype = resolve_dtype(model.dtype, num_gpus)
+        reference_in_task(checkpoint, sequences, dtype, model.trust_remote_code).save(parity)
+    return WeightVersion(0, checkpoint, parity.uri)
