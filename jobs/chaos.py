@@ -31,6 +31,7 @@ from rise_ray.config import RunConfig
 from rise_ray.config_file import load_config
 from rise_ray.errors import ConfigError, RiseError, StoreError
 from rise_ray.store.run import Run, run_folder
+from rise_ray.text import terminal_text
 
 _LAST_LINES = 40
 
@@ -43,18 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
+        print(terminal_text(f"{time.monotonic() - started:6.1f} s  {text}"), flush=True)
 
     try:
         config = load_config(options.config, options.overrides)
         result = _attack(config, options, say)
     except RiseError as error:
-        print(f"chaos: error: {error}", file=sys.stderr)
+        print(terminal_text(f"chaos: error: {error}"), file=sys.stderr)
         return error.exit_code
     rich.console.Console(highlight=False).print(table(result))
     found = broken(result)
     for sentence in found:
-        print(f"BROKEN: {sentence}")
+        print(terminal_text(f"BROKEN: {sentence}"))
     return 1 if found else 0
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from rise_ray.errors import DataError
 from rise_ray.mdp import Problem, Verdict
+from rise_ray.tasks.answers import judge_answer
 from rise_ray.tasks.boxed import last_boxed
 from rise_ray.tasks.dataset import DatasetTask
 from rise_ray.tasks.source import Row, text_column
@@ -47,9 +48,6 @@ class Gsm8k(DatasetTask):
 
     def check(self, problem: Problem, response: str) -> Verdict:
         r"""Compare the last `\boxed{}`, or else the text after the last `####`."""
-        # Imported here: it brings sympy, which only the verifier's children need.
-        from rise_ray.tasks.answers import judge_answer
-
         answer = last_boxed(response)
         if answer is None and MARK in response:
             answer = response.rpartition(MARK)[2].strip().partition("\n")[0].strip()

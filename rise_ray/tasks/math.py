@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from rise_ray.errors import DataError
 from rise_ray.mdp import Problem, Verdict
+from rise_ray.tasks.answers import judge_answer
 from rise_ray.tasks.boxed import last_boxed
 from rise_ray.tasks.dataset import DatasetTask
 from rise_ray.tasks.source import Row, text_column
@@ -36,9 +37,6 @@ class Math(DatasetTask):
 
     def check(self, problem: Problem, response: str) -> Verdict:
         r"""Compare the last `\boxed{}` with the reference."""
-        # Imported here: it brings sympy, which only the verifier's children need.
-        from rise_ray.tasks.answers import judge_answer
-
         return judge_answer(problem.reference, last_boxed(response))
 
     def reference_response(self, problem: Problem) -> str | None:

@@ -103,7 +103,7 @@ class Checker:
             memory_mib: address space of a child.
 
         Raises:
-            ConfigError: the task cannot be loaded, or not within `memory_mib`.
+            ConfigError: the task cannot be loaded, or leaves too little of `memory_mib`.
         """
         self.verifier_version = f"{task.name}/{__version__}/math-verify {version('math-verify')}"
         self._task = task
@@ -218,7 +218,7 @@ class Checker:
             if self._failed_starts == MAX_FAILED_STARTS:
                 raise ConfigError(
                     f"a verifier process of task `{self._task.name}` does not start: {reason}; "
-                    f"`verify.memory_mib` ({self._memory_mib}) may be too small for the task"
+                    "its own output says more"
                 )
         elif child.in_flight:
             batch.settle(child.in_flight.popleft(), Outcome.ERROR, None, reason)

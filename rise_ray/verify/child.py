@@ -16,15 +16,18 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from rise_ray.config import TaskConfig
-from rise_ray.errors import RiseError
+from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.tasks import load_task
 from rise_ray.tasks.base import Task
 
 MAX_REASON_CHARS = 500
+HEADROOM_MIB = 64
+"""Least memory that a check gets beside the loaded task."""
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -33,9 +36,9 @@ def main() -> None:
     requests, replies = _private_pipes()
     setup = json.loads(requests.readline())
     _die_with(setup["parent_pid"])
-    _limit_memory(setup["memory_mib"])
     try:
         task = load_task(TaskConfig(name=setup["task"], options=setup["options"]))
+        _limit_memory(setup["memory_mib"])
     except RiseError as error:
         _send(replies, {"failed": str(error)})
         return
@@ -95,9 +98,24 @@ def _die_with(parent_pid: int) -> None:
 
 
 def _limit_memory(memory_mib: int) -> None:
+    """Limit the address space from here on: answers are not trusted, the task's own code is.
+
+    After loading, because a Python that runs out of memory in an import fails in any way, or hangs.
+    """
+    loaded_mib = -(-_address_space() // 2**20)
+    if loaded_mib + HEADROOM_MIB > memory_mib:
+        raise ConfigError(
+            f"`verify.memory_mib` is {memory_mib}, and a process that has loaded the task takes "
+            f"{loaded_mib} MiB: set it to {loaded_mib + HEADROOM_MIB} or more"
+        )
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _address_space() -> int:
+    """Bytes; what `RLIMIT_AS` limits (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 if __name__ == "__main__":
