@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rise_ray.config import TrainConfig
 from rise_ray.errors import ConfigError, TrainError
@@ -29,6 +30,11 @@ from rise_ray.store.examples import ExampleManifest, read_lengths, read_manifest
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import deepspeed_config, uses_bfloat16
 from rise_ray.train.packing import ExampleTooLongError, PackingPlan, plan_epochs, plan_tokens
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,16 +183,48 @@ def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPl
 
 def _fit(task: WorkerTask) -> WorkerResult:
     import ray
+
+    job, config = task.job, task.job.config
+    storage, name = Folder(job.storage), _run_name(task)
+    with _ray_train_settings(config, nodes=len(ray.nodes())):
+        value = _fit_again_if_a_start_fails(task, storage, name)
+    storage.remove(name)
+    if not isinstance(value, WorkerResult):
+        raise TrainError(f"{job.name}: rank 0 returned no result")
+    return value
+
+
+def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) -> Any:
+    """Run the training; what rank 0 returns.
+
+    Ray Train restarts workers that were lost while they trained, and most of those that were lost
+    while they started; of the rest it gives up at once, and its run is taken up again here.
+    """
+    import ray.train
+    from ray.exceptions import RayError
+
+    job = task.job
+    for restarts_left in reversed(range(1 + job.config.max_failures)):
+        try:
+            with _stoppable():
+                return _trainer(task, storage, name).fit().return_value
+        except ray.train.TrainingFailedError as error:
+            cause = getattr(error, "controller_failure", None)
+            if not restarts_left or not isinstance(cause, RayError):
+                raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
+            logger.warning("%s: a training worker did not start: %s", job.name, _root_cause(error))
+    raise AssertionError("the last round returns or raises")
+
+
+def _trainer(task: WorkerTask, storage: Folder, name: str) -> TorchTrainer:
     import ray.train
     from ray.train.torch import TorchTrainer
 
     from rise_ray.train.loop import train_worker
     from rise_ray.train.rendezvous import Rendezvous
 
-    job, config = task.job, task.job.config
-    storage = Folder(job.storage)
-    name = _run_name(task)
-    trainer = TorchTrainer(
+    config = task.job.config
+    return TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
         torch_config=Rendezvous(
@@ -208,16 +246,6 @@ def _fit(task: WorkerTask) -> WorkerResult:
             ),
         ),
     )
-    with _ray_train_settings(config, nodes=len(ray.nodes())):
-        try:
-            with _stoppable():
-                result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
-    storage.remove(name)
-    if not isinstance(result.return_value, WorkerResult):
-        raise TrainError(f"{job.name}: rank 0 returned no result")
-    return result.return_value
 
 
 def _run_name(task: WorkerTask) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
 
@@ -37,6 +40,39 @@ def wait_gone(processes: list[psutil.Process], within_s: float = 30.0) -> list[s
 def send(process: psutil.Process, number: signal.Signals) -> None:
     """Signal a process that one of our tests started."""
     os.kill(process.pid, number)
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `work(over)` in a thread beside the block; it returns once `over` is set."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def losing(actor: str, method: str, number: signal.Signals, losses: int) -> Iterator[None]:
+    """Signal `losses` actors that do not run yet, each when it is first seen in `method`."""
+    others, lost = named(f"ray::{actor}"), []
+
+    def lose(over: threading.Event) -> None:
+        while len(lost) < losses and not over.wait(0.01):
+            busy = named(f"ray::{actor}.{method}")
+            for process in [one for one in busy if one not in (*others, *lost)]:
+                if len(lost) < losses:
+                    send(process, number)
+                    lost.append(process)
+
+    with beside(lose):
+        yield
+    assert len(lost) == losses, f"only {len(lost)} actors were seen in {actor}.{method}"
+    left = wait_gone(lost)
+    assert not left, f"a lost actor still runs: {left}"
 
 
 def _runs(process: psutil.Process) -> bool:

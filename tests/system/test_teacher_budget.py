@@ -21,6 +21,8 @@ PROBLEMS = 4
 COST = PROBLEMS * USAGE["total_tokens"]  # of an iteration of single-turn episodes
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_budget_counts_what_finished_stages_spent_also_after_a_resume(
     ray_runtime: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import psutil
 import pytest
@@ -18,7 +17,7 @@ from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import WeightVersion
-from tests.system.processes import named, send, wait_gone
+from tests.system.processes import losing, named, send
 from tests.system.rollout.conftest import MakePool, make_specs
 
 LONG = {"turns": 4, "max_tokens": 96}  # many of these outlast an exchange
@@ -51,28 +50,8 @@ def workers() -> list[psutil.Process]:
     return named("ray::RolloutWorker")
 
 
-@contextmanager
-def losing(number: signal.Signals, losses: int) -> Iterator[None]:
-    """Signal `losses` workers that do not run yet, each while it generates for the first time."""
-    others, lost, over = workers(), [], threading.Event()
-
-    def lose() -> None:
-        while len(lost) < losses and not over.wait(0.02):
-            busy = [w for w in named("ray::RolloutWorker.exchange") if w not in (*others, *lost)]
-            for worker in busy:
-                send(worker, number)
-                lost.append(worker)
-
-    thread = threading.Thread(target=lose)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert len(lost) == losses, "the episodes were over before the workers were lost"
-    left = wait_gone(lost)
-    assert not left, f"a lost worker still runs: {left}"
+def losing_workers(number: signal.Signals, losses: int) -> AbstractContextManager[None]:
+    return losing("RolloutWorker", "exchange", number, losses)
 
 
 def test_the_same_specs_sample_the_same_tokens_in_any_order_on_any_number_of_workers(
@@ -124,7 +103,7 @@ def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
 ) -> None:
     specs = make_specs(24, **LONG)
     pool = make_pool("killed", episodes_in_flight=16, max_attempts=2)
-    with losing(signal.SIGKILL, 1):
+    with losing_workers(signal.SIGKILL, 1):
         rolled = list(pool.roll(specs))
     assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
     assert sampled(rolled) == sampled(pair.roll(specs))
@@ -135,7 +114,7 @@ def test_an_episode_lost_with_max_attempts_workers_is_an_error_and_not_an_answer
 ) -> None:
     specs = make_specs(32, **LONG)
     pool = make_pool("unlucky", episodes_in_flight=16, max_attempts=2, max_error_share=1.0)
-    with losing(signal.SIGKILL, 2):
+    with losing_workers(signal.SIGKILL, 2):
         rolled = list(pool.roll(specs))
     assert Counter(t.id for t in rolled) == dict.fromkeys(ids(specs), 1)
     errors = [t for t in rolled if t.stop_reason is StopReason.ERROR]
@@ -151,7 +130,7 @@ def test_a_worker_that_answers_nothing_is_ended_and_too_many_losses_stop_the_pha
 ) -> None:
     pool = make_pool("stalled", episodes_in_flight=16, max_attempts=1, progress_deadline_s=4.0)
     stopped = pytest.raises(RolloutError, match=r"`max_error_share` = 0\.05.*no answer for 4 s")
-    with losing(signal.SIGSTOP, 1), stopped:
+    with losing_workers(signal.SIGSTOP, 1), stopped:
         list(pool.roll(make_specs(24, **LONG)))
 
 

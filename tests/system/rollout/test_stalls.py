@@ -14,7 +14,7 @@ import pytest
 from rise_ray.mdp import StopReason
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker, WeightVersion
-from tests.system.processes import descendants, named, send, wait_gone
+from tests.system.processes import beside, descendants, named, send, wait_gone
 from tests.system.rollout.conftest import MakePool, make_specs
 from tests.system.rollout.test_pool import LONG, ids, sampled, versions, workers
 
@@ -31,22 +31,16 @@ def started_by(pool: RolloutPool) -> list[psutil.Process]:
 @contextmanager
 def slowed(worker: psutil.Process, stopped_s: float, running_s: float) -> Iterator[None]:
     """A process that runs for a share of the time only, as on an overloaded machine."""
-    over = threading.Event()
 
-    def slow() -> None:
+    def slow(over: threading.Event) -> None:
         while not over.is_set():
             send(worker, signal.SIGSTOP)
             over.wait(stopped_s)
             send(worker, signal.SIGCONT)
             over.wait(running_s)
 
-    thread = threading.Thread(target=slow)
-    thread.start()
-    try:
+    with beside(slow):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def freeze(worker: RolloutWorker) -> None:
@@ -109,19 +103,15 @@ def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     (worker,) = started_by(pool)
     engine = [process for process in descendants(worker.pid) if process.children() == []]
     specs = make_specs(24, **LONG)
-    over = threading.Event()
 
-    def kill() -> None:
+    def kill(over: threading.Event) -> None:
         while not over.wait(0.02):
             if named("ray::RolloutWorker.exchange", worker.ppid()):
                 send(engine[-1], signal.SIGKILL)
                 return
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    rolled = list(pool.roll(specs))
-    over.set()
-    thread.join()
+    with beside(kill):
+        rolled = list(pool.roll(specs))
     assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
     assert sampled(rolled).keys() == ids(specs)
     assert pool.lost_workers == 1

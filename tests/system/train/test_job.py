@@ -20,6 +20,7 @@ from rise_ray.mdp import Example
 from rise_ray.store.examples import read_manifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.job import TrainJob, TrainResult, train
+from tests.system.processes import losing
 from tests.system.train.reference import plain_steps, plan_of
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
@@ -164,6 +165,22 @@ def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights
     assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
     for name, weight in load(whole).state_dict().items():
         torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
+
+
+def test_a_worker_that_is_lost_while_it_starts_is_started_again(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = CONFIG.model_copy(update={"max_failures": 1})
+    job = make_job(tmp_path, tiny_model, examples_folder(make_examples(60)), config=config)
+    with losing("RayTrainWorker", "run_train_fn", signal.SIGKILL, 1):
+        result = train(job)
+    assert "did not start" in caplog.text
+    assert len(load(job).state_dict()) > 0
+    assert result.resumed_at == 0
 
 
 @pytest.mark.slow
