@@ -17,7 +17,7 @@ from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.teacher import OpenAITeacher, Student, Teacher, make_teacher
+from rise_ray.rollout.teacher import Spending, Student, Teacher, make_teacher
 from rise_ray.rollout.worker import WeightVersion
 from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
@@ -80,10 +80,7 @@ class Actors:
             "requeued_episodes": sum(pool.requeued for pool in pools),
         }
         if isinstance(self._config.teacher, OpenAITeacherConfig):
-            teacher = self._teacher
-            counters["teacher_tokens"] = (
-                teacher.spent if isinstance(teacher, OpenAITeacher) else self._teacher_spent()
-            )
+            counters["teacher_tokens"] = self._run.teacher_tokens
         return counters
 
     def _pool_with(self, weights: WeightVersion) -> RolloutPool:
@@ -114,14 +111,11 @@ class Actors:
             if isinstance(config.teacher, ModelTeacher):
                 self._teacher_pool = self._start_teacher_pool(config.teacher)
             student = Student(self._task, chat, self._verifiers)
+            spending = Spending(self._run.teacher_tokens, self._run.record_teacher_tokens)
             self._teacher = make_teacher(
-                student, config.teacher, self._teacher_pool, config.seed, self._teacher_spent()
+                student, config.teacher, self._teacher_pool, config.seed, spending
             )
         return self._teacher
-
-    def _teacher_spent(self) -> int:
-        """Tokens of an endpoint's answers in the finished stages of the run."""
-        return sum(result.get("teacher_tokens", 0) for result in self._run.stages.values())
 
     def _start_teacher_pool(self, teacher: ModelTeacher) -> RolloutPool:
         model = ModelConfig(

@@ -43,8 +43,8 @@ Run a config: collect, relabel, train, evaluate, report. A run does, in this ord
   report       the results with 95% intervals, as a table and as report.html
 
 Everything is in the run folder <storage>/<name>. Ctrl-C, SIGTERM or a crash loses the episodes that
-were under way; --resume does the rest. A folder that holds anything else is left as it is. A
-finished run shows its results again.
+were under way; --resume does the rest, also with other workers, deadlines, retries or budgets. A
+folder that holds any other run is left as it is. A finished run shows its results again.
 """
 _EVAL = """\
 Evaluate one model with a config's task and protocol, in a run folder of its own.

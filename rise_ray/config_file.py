@@ -15,9 +15,35 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rise_ray.config import RunConfig
+from rise_ray.config import RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.redact import secrets_in
+
+# `num_gpus` decides the precision of `dtype: auto`; otherwise what an episode samples does not
+# depend on its worker, and the parity probe holds every engine to the checkpoint.
+_WORKERS = [name for name in WorkersConfig.model_fields if name != "num_gpus"]
+_TRAIN = [
+    name
+    for name in TrainConfig.model_fields
+    if name in ("num_cpus", "resources", "rows_per_pass", "gradient_checkpointing", "max_failures")
+    or name.endswith("_s")
+]
+_TEACHER = (
+    *("api_key_env", "concurrency", "requests_per_minute", "max_retries", "deadline_s"),
+    *("token_budget", *(f"workers.{name}" for name in _WORKERS)),
+)
+MAY_CHANGE = frozenset(
+    [
+        *("ray", "wandb", "sync", "verify", "rollout.release_during_training"),
+        *(f"rollout.workers.{name}" for name in _WORKERS),
+        *(f"{train}.{name}" for train in ("train", "warm_start.train") for name in _TRAIN),
+        *(f"teacher.{name}" for name in _TEACHER),
+    ]
+)
+"""Settings (groups stand for all that is in them) that say how a run is done and not what is done:
+a run that was stopped may go on with others."""
+
+_MISSING = object()
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -37,12 +63,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
     """`load_config` of a text; `source` names it in errors."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(_explain_yaml(source, error)) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: the config must be a mapping of settings")
+    tree = _parse_tree(text, source)
     for override in overrides:
         _override(tree, override)
     secrets = [f"{source}: `{key}`: {reason}" for key, reason in secrets_in(tree)]
@@ -54,10 +75,57 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
         raise ConfigError("\n".join(_explain(source, error))) from error
 
 
+def _parse_tree(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(_explain_yaml(source, error)) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: the config must be a mapping of settings")
+    return tree
+
+
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML: `parse_config(dump_config(c), [], ...) == c`."""
     # ASCII only: some characters that YAML may hold raw come back as line breaks.
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differences(saved: str, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Settings that differ: the dotted key, its value in `saved` (YAML) and in `config`.
+
+    Raises:
+        ConfigError: `saved` is not a config.
+    """
+    there = _flat(_parse_tree(saved, "the saved config"))
+    here = _flat(config.model_dump(mode="json"))
+    return [
+        (key, there.get(key), here.get(key))
+        for key in {**there, **here}
+        if there.get(key, _MISSING) != here.get(key, _MISSING)
+    ]
+
+
+def may_change(key: str) -> bool:
+    """Whether a dotted key is in `MAY_CHANGE`."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in MAY_CHANGE for length in range(1, len(parts) + 1))
+
+
+def dump_decisive(config: RunConfig) -> str:
+    """What makes a run this run: its settings but those in `MAY_CHANGE`, as YAML."""
+    settings = _flat(config.model_dump(mode="json")).items()
+    return yaml.safe_dump({key: value for key, value in settings if not may_change(key)})
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's leaves by dotted key; an empty group is a leaf."""
+    leaves = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        is_group = isinstance(value, dict) and value
+        leaves.update(_flat(value, f"{key}.") if is_group else {key: value})
+    return leaves
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -57,6 +57,16 @@ class Answer:
     text: str
     finish_reason: FinishReason
     seed: int
+
+
+@dataclass
+class Spending:
+    """What an endpoint's answers have cost the whole run."""
+
+    tokens: int
+    """Prompt and completion tokens, those before a resume included."""
+    record: Callable[[int], None]
+    """Keeps them for a resume; called after every batch of answers, also after a failed one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +192,14 @@ class OpenAITeacher:
     """Any OpenAI-compatible endpoint: bounded concurrency and rate, retries, a token budget.
 
     Args:
-        spent: tokens that an earlier part of the run has used.
+        student, config, seed, spending: as of `make_teacher`.
 
     Raises:
         TeacherError: the key is missing.
     """
 
     def __init__(
-        self, student: Student, config: OpenAITeacherConfig, seed: int, spent: int
+        self, student: Student, config: OpenAITeacherConfig, seed: int, spending: Spending
     ) -> None:
         from openai import AsyncOpenAI
 
@@ -202,7 +212,7 @@ class OpenAITeacher:
         self._config = config
         self._key = key
         self._seed = seed
-        self.spent = spent
+        self._spending = spending
         self._next_start = 0.0
         self._connect = lambda: AsyncOpenAI(
             api_key=key,
@@ -219,7 +229,11 @@ class OpenAITeacher:
                 budget is spent.
         """
         for batch in _batches(trajectories):
-            yield from self._student.with_answers(asyncio.run(self._answer_all(batch)))
+            try:
+                answered = asyncio.run(self._answer_all(batch))
+            finally:
+                self._spending.record(self._spending.tokens)
+            yield from self._student.with_answers(answered)
 
     async def _answer_all(
         self, batch: Sequence[Trajectory]
@@ -250,10 +264,10 @@ class OpenAITeacher:
         messages = self._student.messages(trajectory, turn)
         async with places:
             await self._await_rate()
-            if self.spent >= config.token_budget:
+            if self._spending.tokens >= config.token_budget:
                 raise TeacherError(
                     f"teacher {config.model}: `teacher.token_budget` = {config.token_budget} "
-                    f"tokens is spent ({self.spent}); raise it and resume"
+                    f"tokens is spent ({self._spending.tokens}); raise it and resume"
                 )
             try:
                 reply = await client.chat.completions.create(
@@ -275,7 +289,7 @@ class OpenAITeacher:
         where = f"teacher {self._config.model}: {trajectory.id} turn {turn}"
         if reply.usage is None:
             raise TeacherError(f"{where}: the endpoint reports no token usage: no budget can hold")
-        self.spent += reply.usage.total_tokens
+        self._spending.tokens += reply.usage.total_tokens
         choice = reply.choices[0]
         try:
             reason = FinishReason(choice.finish_reason)
@@ -294,7 +308,11 @@ class OpenAITeacher:
 
 
 def make_teacher(
-    student: Student, config: TeacherConfig, pool: RolloutPool | None, seed: int, spent: int
+    student: Student,
+    config: TeacherConfig,
+    pool: RolloutPool | None,
+    seed: int,
+    spending: Spending,
 ) -> Teacher:
     """The configured teacher.
 
@@ -303,13 +321,13 @@ def make_teacher(
         config: which one.
         pool: the second pool, of a model teacher.
         seed: of its samples.
-        spent: tokens of an endpoint's budget that the run has used before.
+        spending: of an endpoint, for its budget.
     """
     match config:
         case ReferenceTeacherConfig():
             return ReferenceTeacher(student)
         case OpenAITeacherConfig():
-            return OpenAITeacher(student, config, seed, spent)
+            return OpenAITeacher(student, config, seed, spending)
         case ModelTeacherConfig():
             assert pool is not None
             return ModelTeacher(student, pool, config, derive_seed(seed, "teacher"))

@@ -57,8 +57,8 @@ def mend(run: Run) -> list[str]:
         run.forget(key)
         found.append(f"{key}: {reason}: what is missing is made again")
     if not run.config_is_whole():
+        found.append(_why_not_whole(run))
         run.write_config()
-        found.append(f"{CONFIG}: was lost or changed: written again, as its SHA-256 says")
     unmeasured = _unmeasured(run)
     if unmeasured:
         _restore_metrics(run, unmeasured)
@@ -67,6 +67,14 @@ def mend(run: Run) -> list[str]:
             "their single steps are lost"
         )
     return found
+
+
+def _why_not_whole(run: Run) -> str:
+    changed = run.changed_settings()
+    if not changed:
+        return f"{CONFIG}: was lost or changed: written again"
+    keys = ", ".join(f"`{key}`" for key, _, _ in changed)
+    return f"{CONFIG}: the run goes on with other settings than before: {keys}"
 
 
 def _missing_examples(folder: Folder) -> str | None:

@@ -19,16 +19,17 @@ from typing import Any
 
 from rise_ray import __version__
 from rise_ray.config import RunConfig
-from rise_ray.config_file import dump_config
+from rise_ray.config_file import differences, dump_config, dump_decisive, may_change
 from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 from rise_ray.store.owner import OWNER
 from rise_ray.store.parquet import sha256
 from rise_ray.store.trajectories import TrajectoryStore
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 CONFIG, STATE, REPORT = "config.yaml", "state.json", "report.html"
 LAST_STAGE = "run/report"
+_JOURNAL = {"stages": dict, "config_sha256": str, "decisive_sha256": str, "teacher_tokens": int}
 
 
 class Run:
@@ -36,7 +37,8 @@ class Run:
 
     Args:
         config: resolved.
-        resume: go on with an unfinished run of the same config.
+        resume: go on with an unfinished run of the same config; settings that may change
+            (`rise_ray.config_file.MAY_CHANGE`) need not be the same.
         create: make the folder if it is free; False only looks.
 
     Raises:
@@ -48,7 +50,10 @@ class Run:
         self.folder = run_folder(config)
         self.trajectories = TrajectoryStore(self.folder / "trajectories")
         self._dump = dump_config(config)
+        self._decisive = config_sha256(dump_decisive(config))
         self._stages: dict[str, dict[str, Any]] = {}
+        self._teacher_tokens = 0
+        self._journaled_sha256 = ""
         if self.folder.exists(STATE):
             self._reopen(resume)
         elif self._has_foreign_files():
@@ -58,7 +63,6 @@ class Run:
             )
         elif create:
             self.write_config()
-            self._save()
 
     @property
     def finished(self) -> bool:
@@ -85,9 +89,33 @@ class Run:
         """Whether `config.yaml` is there and says what the run does."""
         return self.folder.exists(CONFIG) and self.folder.read(CONFIG) == self._dump.encode()
 
+    def changed_settings(self) -> list[tuple[str, Any, Any]] | None:
+        """Settings that are not what they were: dotted key, value then, value now.
+
+        None: nothing says what they were, since `config.yaml` is lost or was changed by hand.
+        """
+        if not self.folder.exists(CONFIG):
+            return None
+        saved = self.folder.read(CONFIG)
+        if sha256(saved) != self._journaled_sha256:
+            return None
+        return differences(saved.decode(), self.config)
+
     def write_config(self) -> None:
-        """Write `config.yaml`."""
+        """Write `config.yaml`, and its SHA-256 into the journal."""
         self.folder.write(CONFIG, self._dump.encode())
+        self._save()
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens of a teacher's endpoint that this run has used, also in unfinished stages."""
+        return self._teacher_tokens
+
+    def record_teacher_tokens(self, tokens: int) -> None:
+        """Journal how many tokens of a teacher's endpoint the whole run has used by now."""
+        if tokens != self._teacher_tokens:
+            self._teacher_tokens = tokens
+            self._save()
 
     def forget(self, key: str) -> None:
         """Have stage `key` done again: what it made is lost."""
@@ -100,6 +128,8 @@ class Run:
             "rise_ray": __version__,
             "run": self.config.name,
             "config_sha256": config_sha256(self._dump),
+            "decisive_sha256": self._decisive,
+            "teacher_tokens": self._teacher_tokens,
             "stages": self._stages,
         }
         self.folder.write(STATE, json.dumps(state, indent=1).encode())
@@ -111,30 +141,31 @@ class Run:
             bool(names) and (names != [CONFIG] or not self.config_is_whole())
         )
 
-    def _saved_config(self) -> str:
-        if not self.folder.exists(CONFIG):
-            return ""
-        return self.folder.read(CONFIG).decode("utf-8", "replace")
-
     def _reopen(self, resume: bool) -> None:
         state = read_journal(self.folder)
-        if state["config_sha256"] != config_sha256(self._dump):
-            saved = self._saved_config()
+        self._journaled_sha256 = state["config_sha256"]
+        if state["decisive_sha256"] != self._decisive:
             raise StoreError(
-                f"{self.folder.uri}: holds another run (its {CONFIG} differs: "
-                f"{_first_difference(saved, self._dump)}); nothing was changed; choose "
-                "another `name`"
+                f"{self.folder.uri}: holds another run ({self._first_difference()}); nothing was "
+                "changed; choose another `name`"
             )
         self._stages = state["stages"]
+        self._teacher_tokens = state["teacher_tokens"]
         if not self.finished and not resume:
             raise StoreError(
                 f"{self.folder.uri}: holds an unfinished run of this config; go on with --resume, "
                 "or choose another `name`"
             )
 
+    def _first_difference(self) -> str:
+        for key, there, here in self.changed_settings() or ():
+            if not may_change(key):
+                return f"`{key}` is {there!r} there and {here!r} here"
+        return f"its {CONFIG}, which would say more, is lost or was changed"
+
 
 def read_journal(folder: Folder) -> dict[str, Any]:
-    """A run folder's journal: `stages` with their results, `config_sha256`, `run`, `rise_ray`.
+    """A run folder's journal: `stages` with their results, `config_sha256`, and the rest.
 
     Raises:
         StoreError: it is missing, damaged or of another schema version.
@@ -151,7 +182,7 @@ def read_journal(folder: Folder) -> dict[str, Any]:
             f"{where}: a journal of schema version {version}; this rise-ray reads version "
             f"{SCHEMA_VERSION}"
         )
-    for key, kind in (("stages", dict), ("config_sha256", str)):
+    for key, kind in _JOURNAL.items():
         if not isinstance(state.get(key), kind):
             raise StoreError(f"{where}: damaged journal: it has no {key}; {remedy}")
     return dict(state)
@@ -168,10 +199,3 @@ def run_folder(config: RunConfig) -> Folder:
     if "://" not in storage:
         storage = str(Path(storage).expanduser().resolve())
     return Folder(storage) / config.name
-
-
-def _first_difference(saved: str, mine: str) -> str:
-    for old, new in zip(saved.splitlines(), mine.splitlines(), strict=False):
-        if old != new:
-            return f"`{old.strip()}` there, `{new.strip()}` here"
-    return "one is longer"

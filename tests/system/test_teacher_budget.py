@@ -19,11 +19,12 @@ from tests.system.rollout.fake_endpoint import USAGE, FakeEndpoint, serving
 KEY_ENV = "RISE_RAY_TEST_KEY"
 PROBLEMS = 4
 COST = PROBLEMS * USAGE["total_tokens"]  # of an iteration of single-turn episodes
+BUDGET = 2 * COST + COST // 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_budget_counts_what_finished_stages_spent_also_after_a_resume(
+def test_a_budget_counts_what_the_whole_run_spent_and_may_be_raised_for_a_resume(
     ray_runtime: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_ENV, "not-a-key")
@@ -35,12 +36,16 @@ def test_a_budget_counts_what_finished_stages_spent_also_after_a_resume(
         with Stages(Run(config, resume=True), Console()) as stages:
             for iteration in (1, 2):
                 assert stages.run.stages[f"iteration-{iteration}/collect"]["teacher_tokens"] == COST
-            with pytest.raises(TeacherError, match=rf"is spent \({2 * COST + COST // 2}\)"):
+            with pytest.raises(TeacherError, match=rf"is spent \({BUDGET}\); raise it and resume"):
                 stages.collect(3, Phase.COLLECT, stages.base())
         assert len(endpoint.requests) == 2 * PROBLEMS + PROBLEMS // 2
+        more = _config(tmp_path, endpoint.base_url, f"teacher.token_budget={BUDGET + COST}")
+        with Stages(Run(more, resume=True), Console()) as stages:
+            stages.collect(3, Phase.COLLECT, stages.base())
+            assert stages.run.teacher_tokens == len(endpoint.requests) * USAGE["total_tokens"]
 
 
-def _config(folder: Path, base_url: str) -> RunConfig:
+def _config(folder: Path, base_url: str, *overrides: str) -> RunConfig:
     return load_config(
         str(JOB),
         [
@@ -55,7 +60,8 @@ def _config(folder: Path, base_url: str) -> RunConfig:
             "teacher.model=fake-model",
             f"teacher.base_url={base_url}",
             f"teacher.api_key_env={KEY_ENV}",
-            f"teacher.token_budget={2 * COST + COST // 2}",
+            f"teacher.token_budget={BUDGET}",
             "teacher.concurrency=1",
+            *overrides,
         ],
     )

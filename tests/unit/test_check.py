@@ -265,7 +265,7 @@ def test_a_run_says_that_a_name_is_neither_a_folder_nor_on_the_hub(make: Make) -
 def test_a_folder_that_holds_another_run_is_refused_and_left(make: Make) -> None:
     run = Run(make("seed=1"), resume=False)
     before = {name: run.folder.read(name) for name in run.folder.names()}
-    with pytest.raises(StoreError, match=r"holds another run .*`seed: 1` there, `seed: 0` here"):
+    with pytest.raises(StoreError, match=r"holds another run \(`seed` is 1 there and 0 here\)"):
         preflight(make(), resume=True)
     assert _findings(make())["run folder"].status is Status.FAILED
     assert {name: run.folder.read(name) for name in run.folder.names()} == before

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rise_ray.config import RunConfig, Settings
-from rise_ray.config_file import _groups, dump_config, load_config, parse_config
+from rise_ray.config_file import (
+    MAY_CHANGE,
+    _groups,
+    _resolve,
+    dump_config,
+    load_config,
+    may_change,
+    parse_config,
+)
 from rise_ray.errors import ConfigError
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
@@ -62,6 +70,15 @@ def test_every_setting_says_what_it_means() -> None:
         if not field.description and name != "kind" and not _groups(field.annotation)
     ]
     assert silent == []  # a group of settings is described by its class
+
+
+def test_what_may_change_are_settings_and_nothing_that_decides_the_data() -> None:
+    for key in MAY_CHANGE:
+        groups, location = _resolve(key.split("."))
+        assert any(location[-1] in group.model_fields for group in groups), key
+    decide = ("seed", "model.path", "rollout.turns", "rollout.workers.num_gpus", "train.lr")
+    assert not any(may_change(key) for key in (*decide, "train.workers", "teacher.model"))
+    assert may_change("rollout.workers.vllm.gpu_memory_utilization")
 
 
 @pytest.mark.parametrize(

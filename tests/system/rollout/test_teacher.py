@@ -17,7 +17,7 @@ from rise_ray.mdp import Attempt, FinishReason, Outcome, Trajectory
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer
 from rise_ray.rollout.episode import failed_trajectory
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.teacher import OpenAITeacher, Student, make_teacher
+from rise_ray.rollout.teacher import OpenAITeacher, Spending, Student, make_teacher
 from rise_ray.rollout.worker import WeightVersion
 from rise_ray.tasks.countdown import FEEDBACK, Countdown
 from tests.system.conftest import MAX_MODEL_LEN
@@ -57,15 +57,20 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
         yield served
 
 
+def free(tokens: int = 0) -> Spending:
+    """Spending that nobody keeps."""
+    return Spending(tokens, lambda tokens: None)
+
+
 MakeTeacher = Callable[..., OpenAITeacher]
 
 
 @pytest.fixture
 def make_openai(student: Student, endpoint: FakeEndpoint) -> MakeTeacher:
-    def make(spent: int = 0, **settings: object) -> OpenAITeacher:
+    def make(spending: Spending | None = None, **settings: object) -> OpenAITeacher:
         given = {"kind": "openai", "model": "fake-model", "base_url": endpoint.base_url}
         config = OpenAITeacherConfig(**(given | {"api_key_env": KEY_ENV} | settings))
-        return OpenAITeacher(student, config, seed=3, spent=spent)
+        return OpenAITeacher(student, config, 3, spending or free())
 
     return make
 
@@ -89,7 +94,7 @@ def check_untouched(improved: list[Trajectory], rolled: list[Trajectory]) -> Non
 def test_the_reference_teacher_gives_the_verified_solution_in_every_state(
     student: Student, rolled: list[Trajectory]
 ) -> None:
-    teacher = make_teacher(student, ReferenceTeacherConfig(kind="reference"), None, seed=0, spent=0)
+    teacher = make_teacher(student, ReferenceTeacherConfig(kind="reference"), None, 0, free())
     improved = list(teacher.improve(rolled))
     check_untouched(improved, rolled)
     for answer in candidates(improved):
@@ -101,7 +106,8 @@ def test_the_reference_teacher_gives_the_verified_solution_in_every_state(
 def test_an_endpoints_answers_become_verified_candidates_in_the_students_tokens(
     student: Student, rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
-    teacher = make_openai()
+    spending = free()
+    teacher = make_openai(spending)
     improved = list(teacher.improve(rolled))
     check_untouched(improved, rolled)
     found = candidates(improved)
@@ -110,7 +116,7 @@ def test_an_endpoints_answers_become_verified_candidates_in_the_students_tokens(
     for answer in found:
         assert answer.token_ids == student.chat.response_ids(answer.text)
         assert answer.weight_version == -1
-    assert teacher.spent == STATES * USAGE["total_tokens"]
+    assert spending.tokens == STATES * USAGE["total_tokens"]
     assert endpoint.keys == {"Bearer not-a-key"}
     asked = {tuple((m["role"], m["content"]) for m in r["messages"]) for r in endpoint.requests}
     for t in rolled[:-1]:
@@ -136,10 +142,11 @@ def test_refused_requests_are_tried_again(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
     endpoint.refusals = [500, 429, 503]
-    teacher = make_openai(max_retries=3)
+    spending = free()
+    teacher = make_openai(spending, max_retries=3)
     assert len(candidates(list(teacher.improve(rolled)))) == STATES
     assert len(endpoint.requests) == STATES + 3
-    assert teacher.spent == STATES * USAGE["total_tokens"]
+    assert spending.tokens == STATES * USAGE["total_tokens"]
 
 
 def test_an_endpoint_that_goes_on_refusing_stops_the_run(
@@ -173,9 +180,12 @@ def test_a_spent_budget_stops_the_run_and_counts_what_was_spent_before(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
     each = USAGE["total_tokens"]
+    recorded: list[int] = []
+    spending = Spending(2 * each, recorded.append)
     with pytest.raises(TeacherError, match=r"`teacher\.token_budget` = 50 tokens is spent"):
-        list(make_openai(spent=2 * each, token_budget=5 * each, concurrency=1).improve(rolled))
+        list(make_openai(spending, token_budget=5 * each, concurrency=1).improve(rolled))
     assert len(endpoint.requests) == 3
+    assert recorded == [5 * each]
 
 
 def test_an_endpoint_without_token_usage_is_refused(
@@ -203,8 +213,8 @@ def test_a_model_teacher_answers_from_its_own_pool(
         max_model_len=MAX_MODEL_LEN,
         sampling=SamplingConfig(max_tokens=16),
     )
-    improved = list(make_teacher(student, config, pair, seed=5, spent=0).improve(rolled))
-    again = list(make_teacher(student, config, pair, seed=5, spent=0).improve(rolled))
+    improved = list(make_teacher(student, config, pair, 5, free()).improve(rolled))
+    again = list(make_teacher(student, config, pair, 5, free()).improve(rolled))
     check_untouched(improved, rolled)
     assert improved == again
     for answer in candidates(improved):
@@ -221,5 +231,5 @@ def test_a_state_too_long_for_the_teachers_context_gets_no_candidate_and_costs_n
     config = ModelTeacherConfig(
         kind="model", path="tiny", max_model_len=first + 16, sampling=SamplingConfig(max_tokens=16)
     )
-    improved = list(make_teacher(student, config, pair, seed=5, spent=0).improve(rolled))
+    improved = list(make_teacher(student, config, pair, 5, free()).improve(rolled))
     assert [[len(u.candidates) for u in t.turns] for t in improved[:-1]] == [[1, 0]] * EPISODES

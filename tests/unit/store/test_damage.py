@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import ModelError, StoreError, SyncError
+from rise_ray.lineage import open_run
 from rise_ray.mdp import Phase
 from rise_ray.models.locate import locate_model
 from rise_ray.store.examples import read_lengths, read_manifest, read_part
@@ -177,6 +178,16 @@ def test_deleting_a_damaged_examples_folder_and_going_on_gives_the_same_data(run
     mend(run)
     hand_made.relabel(run, "iteration-1", list(run.trajectories.read(1, Phase.COLLECT)))
     assert read_manifest(run.folder / EXAMPLES) == before
+
+
+def test_a_run_goes_on_with_other_settings_of_how_it_is_done(run: Run) -> None:
+    config = hand_made.config_of(
+        run.config.storage, "rollout.workers.max_workers=7", "ray.num_cpus=3"
+    )
+    (found,) = mend(Run(config, resume=True))
+    assert "`rollout.workers.max_workers`, `ray.num_cpus`" in found
+    assert open_run(run.folder).config == config
+    assert is_whole(Run(config, resume=True))
 
 
 def test_a_lost_or_changed_config_is_written_again(run: Run) -> None:

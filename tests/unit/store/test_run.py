@@ -68,9 +68,31 @@ def test_a_finished_run_opens_either_way(tmp_path: Path) -> None:
 def test_another_config_is_refused_and_changes_nothing(tmp_path: Path, resume: bool) -> None:
     run = Run(_config(tmp_path), resume=False)
     before = _content(run.folder)
-    with pytest.raises(StoreError, match=r"another run .*`seed: 0` there, `seed: 1` here"):
+    with pytest.raises(StoreError, match=r"another run \(`seed` is 0 there and 1 here\)"):
         Run(_config(tmp_path, "seed=1"), resume=resume)
     assert _content(run.folder) == before
+
+
+def test_settings_that_only_say_how_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.stage("collect-1", dict)
+    before = _content(run.folder)
+    faster = ("rollout.workers.max_workers=4", "ray.num_cpus=8", "wandb={project: p}")
+    resumed = Run(_config(tmp_path, *faster), resume=True)
+    assert list(resumed.stages) == ["collect-1"]
+    assert _content(run.folder) == before
+    changed = resumed.changed_settings()
+    assert changed is not None
+    assert ("rollout.workers.max_workers", 1, 4) in changed
+    assert {key.partition(".")[0] for key, _, _ in changed} == {"rollout", "ray", "wandb"}
+    with pytest.raises(StoreError, match=r"another run \(`train.lr` is 1e-05 there and 0.5 here\)"):
+        Run(_config(tmp_path, *faster, "train.lr=0.5"), resume=True)
+
+
+def test_what_a_teacher_cost_is_kept_also_of_stages_that_are_not_done(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.record_teacher_tokens(7)
+    assert Run(_config(tmp_path), resume=True).teacher_tokens == 7
 
 
 def test_the_journal_and_not_the_config_file_says_whose_the_run_is(tmp_path: Path) -> None:
@@ -116,8 +138,8 @@ def test_a_run_that_was_killed_at_birth_starts(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "damaged journal"),
         (b"[]", "schema version None"),
         (b'{"schema_version": "0", "stages": {}}', "schema version 0"),
-        (b'{"schema_version": "2"}', "damaged journal: it has no stages"),
-        (b'{"schema_version": "2", "stages": {}}', "damaged journal: it has no config_sha256"),
+        (b'{"schema_version": "3"}', "damaged journal: it has no stages"),
+        (b'{"schema_version": "3", "stages": {}}', "damaged journal: it has no config_sha256"),
     ],
 )
 def test_a_damaged_journal_is_an_error_that_names_it(
