@@ -197,23 +197,45 @@ def _fit(task: WorkerTask) -> WorkerResult:
 def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) -> Any:
     """Run the training; what rank 0 returns.
 
-    Ray Train restarts workers that were lost while they trained, and most of those that were lost
-    while they started; of the rest it gives up at once, and its run is taken up again here.
+    Ray Train restarts workers that were lost while they trained. Of workers that were lost while
+    they started it forgets the placement group, and then gives up or waits for resources that the
+    group holds: so the group is given back here, and the run taken up again.
     """
     import ray.train
-    from ray.exceptions import RayError
 
     job = task.job
     for restarts_left in reversed(range(1 + job.config.max_failures)):
+        before = _placement_groups()
         try:
             with _stoppable():
                 return _trainer(task, storage, name).fit().return_value
         except ray.train.TrainingFailedError as error:
-            cause = getattr(error, "controller_failure", None)
-            if not restarts_left or not isinstance(cause, RayError):
+            _remove_placement_groups(_placement_groups() - before)
+            if not restarts_left or not isinstance(error, ray.train.ControllerError):
                 raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
-            logger.warning("%s: a training worker did not start: %s", job.name, _root_cause(error))
+            logger.warning("%s: the workers did not start: %s", job.name, _root_cause(error))
     raise AssertionError("the last round returns or raises")
+
+
+def _placement_groups() -> set[str]:
+    """Ids of this job's placement groups that hold or await resources."""
+    import ray
+    from ray.util import placement_group_table
+
+    job_id = ray.get_runtime_context().get_job_id()
+    return {
+        group_id
+        for group_id, group in placement_group_table().items()
+        if group_id.endswith(job_id) and group["state"] != "REMOVED"
+    }
+
+
+def _remove_placement_groups(ids: set[str]) -> None:
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group_id in ids:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
 def _trainer(task: WorkerTask, storage: Folder, name: str) -> TorchTrainer:
@@ -242,7 +264,8 @@ def _trainer(task: WorkerTask, storage: Folder, name: str) -> TorchTrainer:
             storage_filesystem=storage.arrow(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(
-                max_failures=config.max_failures, controller_failure_limit=config.max_failures
+                max_failures=config.max_failures,
+                controller_failure_limit=0,  # see _fit_again_if_a_start_fails
             ),
         ),
     )

@@ -56,13 +56,13 @@ def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 @contextmanager
-def losing(actor: str, method: str, number: signal.Signals, losses: int) -> Iterator[None]:
-    """Signal `losses` actors that do not run yet, each when it is first seen in `method`."""
+def losing(actor: str, title: str, number: signal.Signals, losses: int) -> Iterator[None]:
+    """Signal `losses` actors that do not run yet, each when it is first seen as `title`."""
     others, lost = named(f"ray::{actor}"), []
 
     def lose(over: threading.Event) -> None:
         while len(lost) < losses and not over.wait(0.01):
-            busy = named(f"ray::{actor}.{method}")
+            busy = named(title)
             for process in [one for one in busy if one not in (*others, *lost)]:
                 if len(lost) < losses:
                     send(process, number)
@@ -70,7 +70,7 @@ def losing(actor: str, method: str, number: signal.Signals, losses: int) -> Iter
 
     with beside(lose):
         yield
-    assert len(lost) == losses, f"only {len(lost)} actors were seen in {actor}.{method}"
+    assert len(lost) == losses, f"only {len(lost)} actors were seen as {title}"
     left = wait_gone(lost)
     assert not left, f"a lost actor still runs: {left}"
 

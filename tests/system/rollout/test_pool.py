@@ -51,7 +51,7 @@ def workers() -> list[psutil.Process]:
 
 
 def losing_workers(number: signal.Signals, losses: int) -> AbstractContextManager[None]:
-    return losing("RolloutWorker", "exchange", number, losses)
+    return losing("RolloutWorker", "ray::RolloutWorker.exchange", number, losses)
 
 
 def test_the_same_specs_sample_the_same_tokens_in_any_order_on_any_number_of_workers(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.util import placement_group_table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rise_ray.config import TrainConfig
@@ -167,7 +168,15 @@ def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights
         torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "title",
+    [
+        "ray::RayTrainWorker.run_train_fn",
+        pytest.param("ray::execute._setup_torch_process_group", marks=SLOW),
+    ],
+)
 def test_a_worker_that_is_lost_while_it_starts_is_started_again(
+    title: str,
     tmp_path: Path,
     tiny_model: Path,
     examples_folder: WriteExamples,
@@ -176,9 +185,11 @@ def test_a_worker_that_is_lost_while_it_starts_is_started_again(
 ) -> None:
     config = CONFIG.model_copy(update={"max_failures": 1})
     job = make_job(tmp_path, tiny_model, examples_folder(make_examples(60)), config=config)
-    with losing("RayTrainWorker", "run_train_fn", signal.SIGKILL, 1):
+    with losing("RayTrainWorker", title, signal.SIGKILL, 1):
         result = train(job)
     assert "did not start" in caplog.text
+    groups = placement_group_table().values()
+    assert {group["state"] for group in groups} <= {"REMOVED"}, "a lost start holds resources"
     assert len(load(job).state_dict()) > 0
     assert result.resumed_at == 0
 
