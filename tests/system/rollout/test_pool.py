@@ -109,6 +109,8 @@ def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
     assert sampled(rolled) == sampled(pair.roll(specs))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_episode_lost_with_max_attempts_workers_is_an_error_and_not_an_answer(
     make_pool: MakePool,
 ) -> None:
@@ -125,6 +127,8 @@ def test_an_episode_lost_with_max_attempts_workers_is_an_error_and_not_an_answer
         assert "lost with 2 workers" in trajectory.error
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_worker_that_answers_nothing_is_ended_and_too_many_losses_stop_the_phase(
     make_pool: MakePool,
 ) -> None:
@@ -134,6 +138,8 @@ def test_a_worker_that_answers_nothing_is_ended_and_too_many_losses_stop_the_pha
         list(pool.roll(make_specs(24, **LONG)))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_consumer_slower_than_the_progress_deadline_loses_no_worker(pair: RolloutPool) -> None:
     """A teacher may think for minutes between two trajectories; the workers are not to blame."""
     specs = make_specs(24, **LONG)
@@ -147,6 +153,8 @@ def test_a_consumer_slower_than_the_progress_deadline_loses_no_worker(pair: Roll
     assert workers() == before
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_worker_that_cannot_start_stops_the_pool_with_its_cause(make_pool: MakePool) -> None:
     pool = make_pool(
         "broken",

@@ -38,7 +38,6 @@ CONFIG = TrainConfig(
     rows_per_pass=2,  # two accumulated passes of each rank in a step
     grad_clip=0.5,
 )
-SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 PARITY = ((5, 9, 30, 77, 12), (100, 101, 3))
 
 
@@ -130,7 +129,9 @@ def check_folder(job: TrainJob) -> None:
     assert Folder(job.storage).folders() == []  # Ray Train's own files are gone
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights(
     number: signal.Signals,
     tmp_path: Path,
@@ -168,12 +169,10 @@ def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights
         torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "title",
-    [
-        "ray::RayTrainWorker.run_train_fn",
-        pytest.param("ray::execute._setup_torch_process_group", marks=SLOW),
-    ],
+    "title", ["ray::RayTrainWorker.run_train_fn", "ray::execute._setup_torch_process_group"]
 )
 def test_a_worker_that_is_lost_while_it_starts_is_started_again(
     title: str,

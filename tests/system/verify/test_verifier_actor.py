@@ -104,6 +104,8 @@ def test_a_killed_verifier_costs_no_verdict(ray_runtime: None) -> None:
         assert process_of(verifiers[0]) != old  # Ray brought it back
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_hung_verifier_is_restarted_and_costs_no_verdict(ray_runtime: None) -> None:
     items = make_items(400)
     with verifying(SLOW, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
@@ -114,6 +116,8 @@ def test_a_hung_verifier_is_restarted_and_costs_no_verdict(ray_runtime: None) ->
         assert wait_gone([old]) == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_slow_verifier_is_not_taken_for_a_hung_one(ray_runtime: None) -> None:
     items = make_items(int(3 * HUNG_S / CHECK_S))
     with verifying(SLOW, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
@@ -122,6 +126,8 @@ def test_a_slow_verifier_is_not_taken_for_a_hung_one(ray_runtime: None) -> None:
         assert process_of(verifier) == before
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_batch_that_kills_its_verifier_again_and_again_is_an_error_and_the_next_is_judged(
     ray_runtime: None,
 ) -> None:
