@@ -1,0 +1,210 @@
+"""A training's ranks under Ray Train: started, restarted after losses, stopped by signals."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rise_ray.config import TrainConfig
+from rise_ray.errors import TrainError
+from rise_ray.stop import SIGNALS
+from rise_ray.store.files import Folder
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from rise_ray.train.job import WorkerTask
+
+logger = logging.getLogger(__name__)
+
+
+def fit(task: WorkerTask) -> Any:
+    """Have the ranks do their task; what rank 0 returns.
+
+    Raises:
+        TrainError: workers failed more than `max_failures` times.
+    """
+    import ray
+
+    storage, name = Folder(task.job.storage), _run_name(task)
+    with _ray_train_settings(task.job.config, nodes=len(ray.nodes())):
+        value = _fit_again_if_a_start_fails(task, storage, name)
+    storage.remove(name)
+    return value
+
+
+def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) -> Any:
+    """Run the training; what rank 0 returns.
+
+    Ray Train restarts workers that were lost while they trained. Of workers that were lost while
+    they started it forgets the placement group, and then gives up or waits for resources that the
+    group holds: so the group is given back here, and the run taken up again.
+    """
+    import ray.train
+
+    job = task.job
+    for restarts_left in reversed(range(1 + job.config.max_failures)):
+        before = _placement_groups()
+        try:
+            with _stoppable():
+                return _trainer(task, storage, name).fit().return_value
+        except ray.train.TrainingFailedError as error:
+            _remove_placement_groups(_placement_groups() - before)
+            if not restarts_left or not isinstance(error, ray.train.ControllerError):
+                raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
+            logger.warning("%s: the workers did not start: %s", job.name, _root_cause(error))
+    raise AssertionError("the last round returns or raises")
+
+
+def _placement_groups() -> set[str]:
+    """Ids of this job's placement groups that hold or await resources."""
+    import ray
+    from ray.util import placement_group_table
+
+    job_id = ray.get_runtime_context().get_job_id()
+    return {
+        group_id
+        for group_id, group in placement_group_table().items()
+        if group_id.endswith(job_id) and group["state"] != "REMOVED"
+    }
+
+
+def _remove_placement_groups(ids: set[str]) -> None:
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group_id in ids:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
+
+
+def _trainer(task: WorkerTask, storage: Folder, name: str) -> TorchTrainer:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from rise_ray.train.loop import train_worker
+    from rise_ray.train.rendezvous import Rendezvous
+
+    config = task.job.config
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=Rendezvous(
+            backend="nccl" if config.num_gpus else "gloo",
+            timeout_s=math.ceil(config.step_deadline_s),
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.num_gpus > 0,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage.path,
+            storage_filesystem=storage.arrow(),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.max_failures,
+                controller_failure_limit=0,  # see _fit_again_if_a_start_fails
+            ),
+        ),
+    )
+
+
+def _run_name(task: WorkerTask) -> str:
+    """Ray Train resumes a run by its name: one that trains on anything else gets another."""
+    job = task.job
+    facts = [
+        job.base,
+        job.seed,
+        job.token_budget,
+        job.config.model_dump(mode="json"),
+        asdict(task.manifest),
+    ]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9._=-]', '-', job.name)}-{digest[:12]}"
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    resources = {"CPU": config.num_cpus, **config.resources}
+    return resources | ({"GPU": config.num_gpus} if config.num_gpus else {})
+
+
+@contextlib.contextmanager
+def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
+    """Ray Train's settings that exist as environment variables of the driver only."""
+    attempts = 1 + config.max_failures
+    settings = {
+        # The controller looks for the workers' end this often: 2 s by default, of every fit().
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # The autoscaler may need minutes for a GPU node; the default gives up after 60 s.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_deadline_s / attempts),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.step_deadline_s),
+    }
+    if nodes == 1:
+        # It watches for nodes about to be taken away: here, a process to start for nothing.
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update({n: v for n, v in settings.items() if before[n] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM stop the training's workers and are then the caller's again.
+
+    Ray Train takes SIGINT over, for good: it stops its workers and ends the process with 0.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread, and so does Ray Train
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    asked = signal.SIGINT
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        _restore(before)
+        signal.raise_signal(asked)
+        raise
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The one line that says what happened on the worker, without Ray's traces around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    if not failures:
+        inner = getattr(error, "controller_failure", error)
+        return str(inner).strip().splitlines()[0]
+    rank = min(failures)
+    lines = [line for line in str(failures[rank]).splitlines() if line.strip()]
+    # An exception's own line is the last one of its trace that is not indented.
+    flush = [line for line in lines if not line.startswith((" ", "\t", "Traceback"))]
+    return f"rank {rank}: {(flush or lines or [repr(failures[rank])])[-1].strip()}"
