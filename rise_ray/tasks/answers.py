@@ -29,7 +29,6 @@ MAX_DIGITS = 10_000
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
 _UNDEFINED = (sympy.nan, sympy.zoo)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
-_NO_VALUE = (ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError)
 
 Parsed = list[sympy.Basic | sympy.MatrixBase | str]
 
@@ -112,17 +111,12 @@ def _size(digits: float) -> float:
 
 def _normal_form(found: Parsed) -> str:
     """One string for equal values, as far as evaluation (not simplification) shows it."""
-    text, value = found[0], found[-1]
+    value = found[-1]
     if isinstance(value, Equality) and value.lhs.is_Symbol:
         value = value.rhs  # x = 5 votes with 5, as it compares equal to it
     if isinstance(value, sympy.Basic) and not value.has(*_UNEVALUATED):
-        try:
-            value = value.doit()
-            value = value.xreplace({f: sympy.Rational(str(f)) for f in value.atoms(sympy.Float)})
-        except (
-            _NO_VALUE
-        ):  # this only names the vote: as written is a name too, and the verdict stands
-            value = text
+        value = value.doit()
+        value = value.xreplace({f: sympy.Rational(str(f)) for f in value.atoms(sympy.Float)})
     return str(value)
 
 
