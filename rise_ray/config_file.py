@@ -15,19 +15,19 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rise_ray.config import RunConfig, TrainConfig, WorkersConfig
+from rise_ray.config import RunConfig
 from rise_ray.errors import ConfigError
 from rise_ray.redact import secrets_in
 
-# `num_gpus` decides the precision of `dtype: auto`; otherwise what an episode samples does not
-# depend on its worker, and the parity probe holds every engine to the checkpoint.
-_WORKERS = [name for name in WorkersConfig.model_fields if name != "num_gpus"]
-_TRAIN = [
-    name
-    for name in TrainConfig.model_fields
-    if name in ("num_cpus", "resources", "rows_per_pass", "gradient_checkpointing", "max_failures")
-    or name.endswith("_s")
-]
+_WORKERS = (
+    *("min_workers", "max_workers", "num_cpus", "resources", "episodes_in_flight"),
+    *("start_deadline_s", "progress_deadline_s", "max_attempts", "max_error_share"),
+    *("vllm.gpu_memory_utilization", "vllm.max_num_seqs", "vllm.max_num_batched_tokens"),
+)
+_TRAIN = (
+    *("num_cpus", "resources", "rows_per_pass", "gradient_checkpointing", "max_failures"),
+    *("checkpoint_every_s", "start_deadline_s", "step_deadline_s"),
+)
 _TEACHER = (
     *("api_key_env", "concurrency", "requests_per_minute", "max_retries", "deadline_s"),
     *("token_budget", *(f"workers.{name}" for name in _WORKERS)),
@@ -119,12 +119,11 @@ def dump_decisive(config: RunConfig) -> str:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree's leaves by dotted key; an empty group is a leaf."""
+    """A tree's leaves by dotted key; a group without any is nothing."""
     leaves = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        is_group = isinstance(value, dict) and value
-        leaves.update(_flat(value, f"{key}.") if is_group else {key: value})
+        leaves.update(_flat(value, f"{key}.") if isinstance(value, dict) else {key: value})
     return leaves
 
 

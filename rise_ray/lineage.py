@@ -41,6 +41,9 @@ class RunRecord:
     folder: Folder
     config: RunConfig
     config_sha256: str
+    """Of `config.yaml` as the run's last driver had it."""
+    decisive_sha256: str
+    """Of the settings that decide the data, which all drivers of the run shared."""
     stages: Mapping[str, Any]
 
 
@@ -68,7 +71,9 @@ def open_run(folder: Folder) -> RunRecord:
             "journal's); the run with --resume writes it again"
         )
     config = parse_config(text, [], source=f"{folder.uri}/{CONFIG}")
-    return RunRecord(folder, config, journal["config_sha256"], journal["stages"])
+    return RunRecord(
+        folder, config, journal["config_sha256"], journal["decisive_sha256"], journal["stages"]
+    )
 
 
 def example_lineage(record: RunRecord, example_id: str) -> list[dict[str, Any]]:
@@ -170,6 +175,7 @@ def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) ->
         "checkpoint": _checkpoint(record, phase_of(row.stage), origin.weight_version),
         "verifier_version": origin.verifier_version,
         "config_sha256": record.config_sha256,
+        "decisive_sha256": record.decisive_sha256,
         "verdict": None if response is None else asdict(response.verdict),
         "text": None if response is None else response.text,
     }

@@ -33,7 +33,7 @@ def fit(task: WorkerTask) -> Any:
     """Have the ranks do their task; what rank 0 returns.
 
     Raises:
-        TrainError: workers failed more than `max_failures` times.
+        TrainError: workers were lost more than `max_failures` times, or so many of their starts.
     """
     import ray
 

@@ -74,10 +74,12 @@ def test_every_setting_says_what_it_means() -> None:
 
 def test_what_may_change_are_settings_and_nothing_that_decides_the_data() -> None:
     for key in MAY_CHANGE:
-        groups, location = _resolve(key.split("."))
+        setting = key.split(".vllm.")[0]  # what follows is vLLM's
+        groups, location = _resolve(setting.split("."))
         assert any(location[-1] in group.model_fields for group in groups), key
     decide = ("seed", "model.path", "rollout.turns", "rollout.workers.num_gpus", "train.lr")
-    assert not any(may_change(key) for key in (*decide, "train.workers", "teacher.model"))
+    decide = (*decide, "train.workers", "teacher.model", "rollout.workers.vllm.quantization")
+    assert not any(may_change(key) for key in decide)
     assert may_change("rollout.workers.vllm.gpu_memory_utilization")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray import cli
+from rise_ray.config_file import dump_decisive
 from rise_ray.errors import DataError, StoreError
 from rise_ray.lineage import (
     RunRecord,
@@ -21,7 +22,7 @@ from rise_ray.lineage import (
 )
 from rise_ray.mdp import Example, Phase, Provenance, Span
 from rise_ray.store.examples import write_example_parts
-from rise_ray.store.run import Run
+from rise_ray.store.run import Run, config_sha256
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.unit.store import hand_made
 
@@ -56,6 +57,7 @@ def test_a_training_row_leads_to_everything_that_made_it(record: RunRecord) -> N
         "checkpoint": "some/model",
         "verifier_version": "v1",
         "config_sha256": record.config_sha256,
+        "decisive_sha256": config_sha256(dump_decisive(record.config)),
         "text": "it is 7",
     }
     assert first["verdict"]["outcome"] == "correct"

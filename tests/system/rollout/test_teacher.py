@@ -57,9 +57,9 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
         yield served
 
 
-def free(tokens: int = 0) -> Spending:
+def free() -> Spending:
     """Spending that nobody keeps."""
-    return Spending(tokens, lambda tokens: None)
+    return Spending(0, lambda tokens: None)
 
 
 MakeTeacher = Callable[..., OpenAITeacher]

@@ -77,7 +77,10 @@ def test_settings_that_only_say_how_may_change_when_a_run_goes_on(tmp_path: Path
     run = Run(_config(tmp_path), resume=False)
     run.stage("collect-1", dict)
     before = _content(run.folder)
-    faster = ("rollout.workers.max_workers=4", "ray.num_cpus=8", "wandb={project: p}")
+    faster = (
+        *("rollout.workers.max_workers=4", "rollout.workers.vllm={max_num_seqs: 8}"),
+        *("ray.num_cpus=8", "wandb={project: p}"),
+    )
     resumed = Run(_config(tmp_path, *faster), resume=True)
     assert list(resumed.stages) == ["collect-1"]
     assert _content(run.folder) == before
