@@ -17,6 +17,7 @@ from rise_ray.config import ModelConfig, SamplingConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
+from rise_ray.reaper import temporary_files, temporary_folder
 from rise_ray.rollout.episode import Completion, Request
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Engine:
     def __init__(
         self, path: str, model: ModelConfig, workers: WorkersConfig, backend: str, seed: int
     ) -> None:
-        for key, value in _ENVIRONMENT.items():
+        sockets = {"VLLM_RPC_BASE_PATH": str(temporary_folder())}
+        for key, value in (_ENVIRONMENT | sockets).items():
             os.environ.setdefault(key, value)
         os.environ.update(workers.env)
         from vllm import EngineArgs
@@ -81,7 +83,8 @@ class Engine:
         except TypeError as error:
             raise ConfigError(f"`workers.vllm`: {error}") from error
         try:
-            self.llm = LLMEngine.from_engine_args(arguments)
+            with temporary_files():
+                self.llm = LLMEngine.from_engine_args(arguments)
         except ValueError as error:
             # A pydantic error cannot be sent to the pool: its messages can.
             found = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]

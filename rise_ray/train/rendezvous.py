@@ -6,9 +6,7 @@ training on one machine does without it.
 
 from __future__ import annotations
 
-import tempfile
 import uuid
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +16,8 @@ from ray.train.torch.config import (
     _setup_torch_process_group,
     _TorchBackend,
 )
+
+from rise_ray.reaper import temporary_folder
 
 
 class Rendezvous(TorchConfig):
@@ -60,5 +60,5 @@ def _node_id() -> str:
 
 
 def _meeting_file() -> str:
-    """A name that nobody can guess; torch makes the file and deletes it with the group."""
-    return str(Path(tempfile.gettempdir()) / f"rise-ray-ranks-{uuid.uuid4().hex}")
+    """A name that only this user's processes can use; it is gone with rank 0."""
+    return str(temporary_folder() / f"ranks-{uuid.uuid4().hex}")

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from rise_ray.chaos.processes import shared_memory_files
+
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
     """The living children of a process (default: this one), and theirs."""
@@ -35,6 +37,14 @@ def wait_gone(processes: list[psutil.Process], within_s: float = 30.0) -> list[s
     while (left := [p for p in processes if _runs(p)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [f"{process.pid} {_command(process)}" for process in left]
+
+
+def wait_freed(before: set[str], within_s: float = 30.0) -> set[str]:
+    """Wait until all shared memory that was not there `before` is unlinked; what is left."""
+    deadline = time.monotonic() + within_s
+    while (left := shared_memory_files() - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
