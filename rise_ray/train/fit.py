@@ -9,22 +9,18 @@ import logging
 import math
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rise_ray.config import TrainConfig
+from rise_ray.config_file import may_change
 from rise_ray.errors import TrainError
-from rise_ray.stop import SIGNALS
 from rise_ray.store.files import Folder
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
-
     from rise_ray.train.job import WorkerTask
+    from rise_ray.train.trainer import StoppableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +52,13 @@ def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) ->
     job = task.job
     for restarts_left in reversed(range(1 + job.config.max_failures)):
         before = _placement_groups()
+        trainer = _trainer(task, storage, name)
         try:
-            with _stoppable():
-                return _trainer(task, storage, name).fit().return_value
+            return trainer.fit().return_value
+        except KeyboardInterrupt:  # `rise_ray.stop`
+            trainer.abort()
+            _remove_placement_groups(_placement_groups() - before)
+            raise
         except ray.train.TrainingFailedError as error:
             _remove_placement_groups(_placement_groups() - before)
             if not restarts_left or not isinstance(error, ray.train.ControllerError):
@@ -88,15 +88,15 @@ def _remove_placement_groups(ids: set[str]) -> None:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
-def _trainer(task: WorkerTask, storage: Folder, name: str) -> TorchTrainer:
+def _trainer(task: WorkerTask, storage: Folder, name: str) -> StoppableTrainer:
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from rise_ray.train.loop import train_worker
     from rise_ray.train.rendezvous import Rendezvous
+    from rise_ray.train.trainer import StoppableTrainer
 
     config = task.job.config
-    return TorchTrainer(
+    return StoppableTrainer(
         train_worker,
         train_loop_config={"task": task},
         torch_config=Rendezvous(
@@ -124,11 +124,12 @@ def _trainer(task: WorkerTask, storage: Folder, name: str) -> TorchTrainer:
 def _run_name(task: WorkerTask) -> str:
     """Ray Train resumes a run by its name: one that trains on anything else gets another."""
     job = task.job
+    settings = job.config.model_dump(mode="json").items()
     facts = [
         job.base,
         job.seed,
         job.token_budget,
-        job.config.model_dump(mode="json"),
+        {key: value for key, value in settings if not may_change(f"train.{key}")},
         asdict(task.manifest),
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -162,39 +163,6 @@ def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM stop the training's workers and are then the caller's again.
-
-    Ray Train takes SIGINT over, for good: it stops its workers and ends the process with 0.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread, and so does Ray Train
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    asked = signal.SIGINT
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = signal.SIGTERM
-        signal.raise_signal(signal.SIGINT)
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt):
-        _restore(before)
-        signal.raise_signal(asked)
-        raise
-    finally:
-        _restore(before)
-
-
-def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rise_ray.chaos.processes import shared_memory_files
 from rise_ray.mdp import Phase
 from rise_ray.stop import DEADLINE_S
 from tests.system.driver import COMMAND, environment, parts_of, started, stored_ids, wait_for
@@ -17,10 +18,6 @@ from tests.system.miniature import EVAL_PROBLEMS
 from tests.system.processes import descendants, named, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def stop(driver: subprocess.Popen[bytes], log: Path, number: signal.Signals) -> str:
@@ -47,7 +44,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
     resume = [*COMMAND, f"storage={tmp_path}", "--resume"]
     settings = ["wandb={mode: offline}", "rollout.workers.episodes_in_flight=1"]
-    memory = shared_memory()
+    memory = shared_memory_files()
 
     with started([*resume, *settings], log) as driver:
         wait_for(driver, log, lambda pid: bool(parts_of(folder, 0, Phase.EVAL)))
@@ -60,14 +57,14 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
     assert not (folder / "owner.json").exists()
-    assert shared_memory() <= memory
+    assert shared_memory_files() <= memory
 
     with started([*resume, *settings], log) as driver:
         wait_for(driver, log, lambda pid: bool(named("ray::RayTrainWorker", pid)))
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
     assert len(stored_ids(folder, 0, Phase.EVAL)) == EVAL_PROBLEMS
-    assert shared_memory() <= memory
+    assert shared_memory_files() <= memory
 
 
 @pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::RolloutWorker.start"])
@@ -86,3 +83,19 @@ def test_ctrl_c_reaches_a_run_wherever_it_is(title: str, tmp_path: Path) -> None
         wait_for(driver, log, lambda pid: bool(named(title, pid)))
         said = stop(driver, log, signal.SIGINT)
     assert said == "rise-ray: stopped by SIGINT; the same command with --resume goes on"
+
+
+def test_a_training_that_waits_for_its_resources_is_stopped_in_time(tmp_path: Path) -> None:
+    """As on a cluster whose spot nodes do not come: Ray Train's controller then hears nothing."""
+    log = tmp_path / "run.log"
+    settings = [
+        "evaluation.problems=2",
+        "ray.autoscaling=true",
+        "train.resources={spot: 1}",
+        f"storage={tmp_path}",
+    ]
+    with started([*COMMAND, *settings], log) as driver:
+        wait_for(driver, log, lambda pid: bool(named("ray::TrainController", pid)))
+        time.sleep(3)
+        said = stop(driver, log, signal.SIGTERM)
+    assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
