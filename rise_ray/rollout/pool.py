@@ -127,15 +127,16 @@ class RolloutPool:
             if member.status is Status.STARTING:
                 self._remove(member)  # it is loading the version before
         ready = [member for member in members if member.status is Status.READY]
-        if not ready:
-            return
         backend = self._sync.backend
-        calls = self._pull(ready) if backend == "object_store" else self._push(ready, backend)
-        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=self._sync.deadline_s)
-        for call in late:
-            self._drop(calls[call], self._late(calls[call].name))
-        for call in done:
-            self._synced(calls[call], call)
+        if backend == "object_store":
+            calls = self._pull(ready) if ready else {}
+        else:
+            # In a collective one worker keeps all others waiting, and nobody can tell which: so
+            # each has to answer before it begins.
+            ready = self._answering({m.handle.__ray_ready__.remote(): m for m in ready})
+            calls = self._push(ready, backend) if ready else {}
+        for member in self._answering(calls):
+            member.version = version
 
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
@@ -160,6 +161,7 @@ class RolloutPool:
         try:
             ray.get(sent, timeout=self._sync.deadline_s)
         except GetTimeoutError as error:
+            ray.cancel(sent, force=True)
             names = ", ".join(member.name for member in members)
             raise SyncError(self._late(f"one of {names}")) from error
         except RayError as error:
@@ -169,19 +171,29 @@ class RolloutPool:
             ) from error
         return {m.handle.adopt.remote(self.version): m for m in members}
 
+    def _answering(self, calls: dict[Any, Member]) -> list[Member]:
+        """The members whose calls return within `sync.deadline_s`; the others are dropped."""
+        if not calls:
+            return []
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=self._sync.deadline_s)
+        for call in late:
+            self._drop(calls[call], self._late(calls[call].name))
+        return [calls[call] for call in done if self._survived(calls[call], call)]
+
+    def _survived(self, member: Member, call: Any) -> bool:
+        try:
+            ray.get(call)
+        except RayError as error:
+            _raise_if_ours(error)
+            self._drop(member, f"{member.name} died during a sync: {_cause(error)}")
+            return False
+        return True
+
     def _late(self, who: str) -> str:
         return (
             f"{who} did not take over weight version {self.version.iteration} within "
             f"{self._sync.deadline_s:g} s (`sync.deadline_s`)"
         )
-
-    def _synced(self, member: Member, call: Any) -> None:
-        try:
-            ray.get(call)
-            member.version = self.version
-        except RayError as error:
-            _raise_if_ours(error)
-            self._drop(member, f"{member.name} died during a sync: {_cause(error)}")
 
     def release(self) -> None:
         """Stop every worker (their CPUs and GPUs go back to Ray); the next roll starts new ones."""

@@ -46,7 +46,12 @@ def make_specs(
 def new_pool(tiny_model: WeightVersion, verifiers: list[Any]) -> MakePool:
     """Makes pools of one worker each, unless told otherwise; the caller releases them."""
 
-    def make(label: str, sync_deadline_s: float = 600.0, **workers: object) -> RolloutPool:
+    def make(
+        label: str,
+        sync_deadline_s: float = 600.0,
+        sync_backend: str = "object_store",
+        **workers: object,
+    ) -> RolloutPool:
         settings = {
             "num_cpus": 0.3,
             "vllm": {"enforce_eager": True},
@@ -55,7 +60,7 @@ def new_pool(tiny_model: WeightVersion, verifiers: list[Any]) -> MakePool:
             tiny_model,
             ModelConfig(path=tiny_model.checkpoint, max_model_len=MAX_MODEL_LEN),
             WorkersConfig(**(settings | workers)),
-            SyncConfig(bucket_bytes=64 * 1024, deadline_s=sync_deadline_s),
+            SyncConfig(backend=sync_backend, bucket_bytes=64 * 1024, deadline_s=sync_deadline_s),
             verifiers,
             seed=0,
             label=label,

@@ -11,10 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from rise_ray.chaos.processes import shared_memory_files
+from rise_ray.errors import SyncError
 from rise_ray.mdp import StopReason
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker, WeightVersion
-from tests.system.processes import beside, descendants, named, send, wait_gone
+from tests.system.processes import beside, descendants, named, send, wait_freed, wait_gone
 from tests.system.rollout.conftest import MakePool, make_specs
 from tests.system.rollout.test_pool import LONG, ids, sampled, versions, workers
 
@@ -87,10 +89,30 @@ def test_a_worker_that_hangs_in_a_sync_is_named_and_replaced(
     assert wait_gone([worker]) == []
 
 
+def test_a_worker_that_hangs_before_a_push_is_named_and_not_waited_for(
+    make_pool: MakePool, other_model: WeightVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The push itself needs a GPU: here it waits for one until its own deadline."""
+    pool = make_pool("far", sync_deadline_s=4.0, sync_backend="nccl", min_workers=2, max_workers=2)
+    first = started_by(pool)[0]
+    send(first, signal.SIGSTOP)
+    with pytest.raises(SyncError) as raised:
+        pool.sync(other_model)
+    hung, asked = ("far-0", "far-1") if "far-0 did not" in caplog.text else ("far-1", "far-0")
+    late = "did not take over weight version 2 within 4 s (`sync.deadline_s`)"
+    assert f"worker {hung} {late}" in caplog.text
+    assert str(raised.value) == f"one of {asked} {late}"
+    assert wait_gone([first]) == []
+
+
 def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     make_pool: MakePool, pair: RolloutPool
 ) -> None:
-    """A tensor-parallel engine has processes of its own: losing one is losing the worker."""
+    """A tensor-parallel engine has processes of its own: losing one is losing the worker.
+
+    Whether it is lost or released, its shared memory goes with it.
+    """
+    memory = shared_memory_files()
     pool = make_pool(
         "wide",
         max_attempts=2,
@@ -116,3 +138,6 @@ def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     assert sampled(rolled).keys() == ids(specs)
     assert pool.lost_workers == 1
     assert wait_gone([worker, *engine]) == []
+    assert shared_memory_files() > memory
+    pool.release()
+    assert wait_freed(memory) == set()
