@@ -215,7 +215,9 @@ def test_a_run_that_failed_for_good_goes_on_when_it_is_called_again(
     with pytest.raises(TrainError, match="iteration=1: training failed"):
         train(job)
     assert not Folder(job.output).exists()
-    assert 0 < train(job).resumed_at < plan_of(job).steps
+    # Where it was, also with other settings of those that say how a training is done only.
+    config = config.model_copy(update={"max_failures": 1, "rows_per_pass": 4})
+    assert 0 < train(replace(job, config=config)).resumed_at < plan_of(job).steps
     check_folder(job)
 
 
