@@ -18,6 +18,7 @@ import yaml
 from rise_ray.cluster import required_resources
 from rise_ray.config import RunConfig
 from rise_ray.config_file import load_config
+from rise_ray.stop import DEADLINE_S
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"
@@ -117,6 +118,16 @@ def test_aws_nodes_cost_nothing_until_a_job_asks_for_them(aws: dict[str, Any]) -
 
 def test_no_dashboard_listens_beyond_the_head(aws: dict[str, Any]) -> None:
     assert not any("dashboard-host" in line for line in aws["head_start_ray_commands"])
+
+
+def test_a_stopped_job_has_the_time_that_a_graceful_stop_takes(
+    aws: dict[str, Any], ray_job: dict[str, Any]
+) -> None:
+    variable = "RAY_JOB_STOP_WAIT_TIME_S"
+    (at_aws,) = re.findall(rf"{variable}=(\d+) ray start", aws["head_start_ray_commands"][-1])
+    head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (at_kuberay,) = [entry["value"] for entry in head["env"] if entry["name"] == variable]
+    assert min(int(at_aws), int(at_kuberay)) > DEADLINE_S
 
 
 def test_the_ray_job_starts_a_job_of_the_image_with_valid_overrides(
