@@ -146,7 +146,8 @@ class OpenAITeacher(Settings):
     base_url: str | None = None
     """The endpoint; null is OpenAI's own."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key. The key itself is never configured."""
+    """The environment variable that holds the key, named like a secret (`LLM_API_KEY`). The key
+    itself is never configured."""
     temperature: float = Field(default=0.7, ge=0)
     """The paper's 0.7."""
     max_tokens: int = Field(default=512, ge=1)

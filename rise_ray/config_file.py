@@ -3,12 +3,15 @@
     config = load_config("jobs/quickstart.yaml", ["train.lr=5e-4", "rollout.turns=3"])
 
 Imports neither torch nor Ray nor vLLM. Unknown keys and bad values raise `ConfigError` with the
-file, the key and what is allowed.
+file, the key and what is allowed, and never with a text that was refused: it may be a secret in
+the wrong place. For the same reason they do not chain the errors of pydantic and YAML, which
+quote what they refuse.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from rise_ray.config import RunConfig
 from rise_ray.errors import ConfigError
-from rise_ray.redact import secrets_in
+from rise_ray.redact import redact, secrets_in
 
 _WORKERS = (
     *("min_workers", "max_workers", "num_cpus", "resources", "episodes_in_flight"),
@@ -44,6 +47,10 @@ MAY_CHANGE = frozenset(
 a run that was stopped may go on with others."""
 
 _MISSING = object()
+_KEY = re.compile(r"[A-Za-z0-9_.]*")
+_NOT_YAML = (yaml.YAMLError, ValueError, KeyError)  # `2024-13-45` and `!!bool x`: the latter two
+# What YAML's errors quote from the text: `password: *abc` is an alias to YAML.
+_YAML_NAME = re.compile(r"\b(alias|anchor|tag|tag handle) ['\"].*")
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -68,18 +75,18 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
         _override(tree, override)
     secrets = [f"{source}: `{key}`: {reason}" for key, reason in secrets_in(tree)]
     if secrets:
-        raise ConfigError("\n".join(secrets))
+        raise ConfigError(redact("\n".join(secrets)))
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(source, error))) from error
+        raise ConfigError(redact("\n".join(_explain(source, error)))) from None
 
 
 def _parse_tree(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(_explain_yaml(source, error)) from error
+    except _NOT_YAML as error:
+        raise ConfigError(redact(_explain_yaml(source, error))) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: the config must be a mapping of settings")
     return tree
@@ -130,30 +137,39 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r}: write it as key.sub=value")
+        raise ConfigError(f"override {_key_of(override)!r}: write it as key.sub=value")
     *groups, leaf = key.split(".")
     for group in groups:
         if tree.get(group) is None:
             tree[group] = {}
         tree = tree[group]
         if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: `{group}` is a value, not a group")
+            raise ConfigError(f"override {_key_of(override)!r}: `{group}` is a value, not a group")
     tree[leaf] = _yaml_value(override, value)
+
+
+def _key_of(override: str) -> str:
+    """What may be said of an override: a dotted key of ours. The rest may be a secret."""
+    found = _KEY.match(redact(override))
+    key = found[0] if found else ""
+    return key if key.partition(".")[0] in RunConfig.model_fields else "..."
 
 
 def _yaml_value(override: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        # Without the value, which may be a secret.
-        key = override.partition("=")[0]
-        raise ConfigError(f"override {key!r}: the value is not valid YAML") from error
+    except _NOT_YAML:
+        key = _key_of(override)
+        raise ConfigError(f"override {key!r}: the value is not valid YAML") from None
 
 
-def _explain_yaml(source: str, error: yaml.YAMLError) -> str:
+def _explain_yaml(source: str, error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{source}:{error.problem_mark.line + 1}: not valid YAML: {error.problem}"
-    return f"{source}: not valid YAML: {str(error).splitlines()[0]}"
+        problem = _YAML_NAME.sub(r"\1", error.problem or "")
+        return f"{source}:{error.problem_mark.line + 1}: not valid YAML: {problem}"
+    if isinstance(error, yaml.YAMLError):
+        return f"{source}: not valid YAML: {str(error).splitlines()[0]}"
+    return f"{source}: not valid YAML: a value is no date, number or boolean (quote what is a text)"
 
 
 def _explain(source: str, error: ValidationError) -> list[str]:
@@ -164,11 +180,16 @@ def _explain(source: str, error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             names = [name for group in groups for name in group.model_fields]
             lines.append(f"{source}: `{key}`: unknown setting{_did_you_mean(location[-1], names)}")
+        elif problem["type"] == "union_tag_invalid":
+            lines.append(f"{source}: `{key}.kind`: allowed: {problem['ctx']['expected_tags']}")
         else:
-            value = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: `{key}`: {message}{value}")
+            lines.append(f"{source}: `{key}`: {message}{_got(problem['input'])}")
     return lines
+
+
+def _got(value: Any) -> str:
+    return f" (got {value!r})" if isinstance(value, int | float | None) else ""
 
 
 def _resolve(location: list[str]) -> tuple[list[type[BaseModel]], list[str]]:

@@ -41,7 +41,8 @@ def load_task(config: TaskConfig) -> Task:
     try:
         task = task_class(**config.options)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(config.name, error))) from error
+        # Without the values, which may be secrets in the wrong place; pydantic's error holds them.
+        raise ConfigError("\n".join(_explain(config.name, error))) from None
     missing = [m for m in _METHODS if not callable(getattr(task, m, None))]
     if missing or not isinstance(getattr(task, "name", None), str):
         needs = ", ".join([*missing, *([] if hasattr(task, "name") else ["name"])])
@@ -72,7 +73,6 @@ def _import(name: str) -> Any:
 
 def _explain(name: str, error: ValidationError) -> list[str]:
     return [
-        f"`task.options.{'.'.join(map(str, problem['loc']))}` of `{name}`: {problem['msg']} "
-        f"(got {problem['input']!r})"
+        f"`task.options.{'.'.join(map(str, problem['loc']))}` of `{name}`: {problem['msg']}"
         for problem in error.errors()
     ]

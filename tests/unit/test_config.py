@@ -116,7 +116,7 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
         ("sync.backend=nccl", "`sync.backend: nccl` needs `rollout.workers.num_gpus`"),
         ("model.max_model_len=4096", "an example must fit a packed row"),
         ("verify={deadline_s: 5, progress_deadline_s: 5}", "must be greater than `deadline_s`"),
-        ("teacher={kind: psychic}", "`teacher`: Input tag 'psychic'"),
+        ("teacher={kind: psychic}", "`teacher.kind`: allowed: 'none', 'reference', 'openai',"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key(override: str, said: str) -> None:
@@ -130,7 +130,8 @@ def test_a_bad_value_is_refused_with_its_key(override: str, said: str) -> None:
         ("seed", "override 'seed': write it as key.sub=value"),
         ("=1", "write it as key.sub=value"),
         ("name.x=1", "`name` is a value, not a group"),
-        ("seed=[1", "the value is not valid YAML"),
+        ("seed=[1", "override 'seed': the value is not valid YAML"),
+        ("seed=2024-13-45", "override 'seed': the value is not valid YAML"),
     ],
 )
 def test_an_override_that_is_none_is_refused(override: str, said: str) -> None:
@@ -164,6 +165,8 @@ def test_a_value_of_an_override_is_yaml_and_a_group_can_be_opened_by_it() -> Non
         ("a: [1\nb: 2", "my.yaml:2: not valid YAML: expected"),
         ("a:\n\t- b", "my.yaml:2: not valid YAML: found character"),
         ("a: !!python/object:os.system x", "my.yaml:1: not valid YAML: could not determine"),
+        ("a: 2024-13-45", "my.yaml: not valid YAML: a value is no date"),
+        ("a: !!bool x", "my.yaml: not valid YAML: a value is no date, number or boolean"),
         ("a: \x00", "my.yaml: not valid YAML: unacceptable character"),
         ("- 1", "my.yaml: the config must be a mapping"),
         ("", "my.yaml: the config must be a mapping"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ from tests.unit.problem_files import write_tokenizer
 MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}}"
 SECRET = "pl4nted-s3cret-value"
 OPENAI = "teacher={kind: openai, model: m}"
+AWS_ID = "AKIAPLANTED0PLANTED0"
+AWS_SECRET = "wJal/K7/abc+planted"
 
 # Clears the screen, renames the window, rings, writes backwards, overwrites the line.
 ATTACK = "\x1b[2J\x1b]0;owned\x07 \x9b31m \u202egnp.exe\u202c \u2066x\u2069 \r\ndone\x00\x08\ud800"
@@ -43,7 +46,9 @@ def steers(text: str) -> set[str]:
 def refusal(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         parse_config(MINIMAL, list(overrides), source="my.yaml")
-    return str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))  # what `--debug` prints
+    assert str(caught.value) in shown
+    return shown
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,31 @@ def refusal(*overrides: str) -> str:
         ([f"wandb.tags=[a, 'https://me:{SECRET}@host']"], "wandb.tags"),
         ([f"task.options.note=sk-proj-{SECRET}"], "task.options.note"),
         ([f"task.options.sources=[{{password: {SECRET}}}]"], "task.options.sources.password"),
+        ([f"task.options.sources=[[{{password: {SECRET}}}]]"], "task.options.sources.password"),
+        ([f"task.options.sources=[[a, ['https://me:{SECRET}@host']]]"], "task.options.sources"),
+        ([f"task.options.password={{a: {SECRET}}}"], "task.options.password"),
+        ([f"task.options.passwords=[{SECRET}]"], "task.options.passwords"),
+        ([f"task.options={{password:{SECRET}}}"], "task.options.***"),  # no space: YAML's name
+        ([f"task.options={{'https://me:{SECRET}@host': 1}}"], "task.options.***"),
+        ([f"task.options.clientSecret={SECRET}"], "task.options.clientSecret"),
+        ([f"task.options.HF_TOKEN_READ={SECRET}"], "task.options.HF_TOKEN_READ"),
+        (
+            [f"task.options.headers={{Authorization: Bearer {SECRET}}}"],
+            "task.options.headers.Authorization",
+        ),
+        ([f"task.options.headers={{X-Api-Key: {SECRET}}}"], "task.options.headers.X-Api-Key"),
+        ([f"task.options.headers=['X-Api-Key: {SECRET}']"], "task.options.headers"),
+        ([f"task.options.headers=[Authorization, Bearer {SECRET}]"], "task.options.headers"),
+        ([f"task.options.arguments=[--api-key={SECRET}]"], "task.options.arguments"),
+        ([f"rollout.workers.env.DB_PASS={SECRET}"], "rollout.workers.env.DB_PASS"),
+        ([f"rollout.workers.env.HF_TOKEN_READ={SECRET}"], "rollout.workers.env.HF_TOKEN_READ"),
+        ([f"rollout.workers.env.MYTOKEN={SECRET}"], "rollout.workers.env.MYTOKEN"),
+        ([f"rollout.workers.env.MYSQL_PWD={SECRET}"], "rollout.workers.env.MYSQL_PWD"),
+        ([f"storage=s3://{AWS_ID}:{AWS_SECRET}@bucket"], "storage"),
+        ([f"storage=s3://me:{AWS_SECRET}@bucket/runs"], "storage"),
+        ([f"storage=ftp://me@corp:{SECRET}@host/runs"], "storage"),
+        ([f"task.options.user={AWS_ID}"], "task.options.user"),
+        ([OPENAI, "teacher.api_key_env=LLM_AUTH"], "teacher.api_key_env"),
     ],
 )
 def test_a_secret_in_a_config_is_refused_by_its_key_and_never_shown(
@@ -85,9 +115,52 @@ def test_a_secret_in_a_config_is_refused_by_its_key_and_never_shown(
 ) -> None:
     message = refusal(*overrides)
     assert f"my.yaml: `{key}`: " in message
-    assert SECRET not in message
-    assert "12345678" not in message
+    assert not any(s in message for s in (SECRET, AWS_ID, AWS_SECRET, "12345678"))
     assert "environment" in message
+
+
+@pytest.mark.parametrize("value", [SECRET, f"[[{SECRET}]]", f"{{a: 'x {SECRET}.'}}"])
+def test_a_value_of_a_secret_variable_is_refused_wherever_it_is(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse_config(MINIMAL, [f"task.options.note={value}"], source="my.yaml")
+    monkeypatch.setenv("PLANTED_API_KEY", SECRET)
+    message = refusal(f"task.options.note={value}")
+    assert "my.yaml: `task.options.note" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([f"name.password={SECRET}"], "override 'name.password': `name` is a value, not a group"),
+        ([f"teacher.api_key:{SECRET}"], "override 'teacher.api_key': write it as key.sub=value"),
+        ([f"teacher.api_key:{SECRET}=="], "override 'teacher.api_key': the value is not valid"),
+        ([f"teacher.api_key:{SECRET}="], "`teacher.***`: holds a secret"),
+        ([SECRET], "override '...': write it as key.sub=value"),
+        ([f"train.lr={SECRET}"], "`train.lr`: Input should be a valid number"),
+        ([f"train.betas=[{SECRET}]"], "`train.betas.0`: Input should be a valid number"),
+        ([f"name=x {SECRET}"], "`name`: String should match pattern"),
+        ([f"wandb={SECRET}"], "`wandb`: Input should be a valid dictionary"),
+        ([f"teacher={{kind: {SECRET}}}"], "`teacher.kind`: allowed: 'none', 'reference',"),
+        ([f"train.secret_lr={{a: {SECRET}}}"], "`train.secret_lr`: unknown setting"),
+    ],
+)
+def test_no_refused_value_is_repeated(overrides: list[str], said: str) -> None:
+    message = refusal(*overrides)
+    assert said in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "line", ["*{}", "!{} x", "!{}!x y", "&{0} 1\nb: &{0} 2", "!!int {}", "!!bool {}", "[{}\nb: c"]
+)
+def test_what_is_no_yaml_is_not_repeated(line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"a: {line.format(SECRET)}", [], source="my.yaml")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "not valid YAML" in shown
+    assert SECRET not in shown
 
 
 @pytest.mark.parametrize(
@@ -98,6 +171,12 @@ def test_a_secret_in_a_config_is_refused_by_its_key_and_never_shown(
         {"architecture": {"eos_token": "<end>", "max_tokens": 3}},
         {"base_url": "http://127.0.0.1:8000/v1", "api_key_env": "MY_KEY"},
         {"storage": "s3://bucket/a:b@c", "path": "user@host/data.jsonl", "key": "id"},
+        {"a": "http://127.0.0.1:8000/v1?x=a@b", "b": "http://[::1]:8000/a@b", "c": "ssh://me@host"},
+        {"env": {"VLLM_MULTI_STREAM_GEMM_TOKEN_THRESHOLD": "64", "HF_TOKEN_PATH": "/run/token"}},
+        {"env": {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "NCCL_IB_PKEY": "2"}, "password": None},
+        {"env": {"VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE": "163840", "VLLM_USE_FASTOKENS": "yes"}},
+        {"resources": {"accelerator_type:A100": 1}, "prompt": "Token: what the bearer has shown"},
+        {"api_key_env": "OPENAI_API_KEY", "rows_per_pass": 2, "notes": ["eos_token=<end>", "a: b"]},
     ],
 )
 def test_what_only_sounds_like_a_secret_is_no_reason_to_refuse(settings: dict[str, Any]) -> None:
@@ -118,14 +197,16 @@ def test_a_value_that_is_no_yaml_is_not_repeated() -> None:
         f"Incorrect API key provided: sk-{SECRET}",
         f"the server said {SECRET}.",
         "token hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345 is invalid",
+        f"the id {AWS_ID} does not exist",
+        f"cannot write to s3://me:{AWS_SECRET}@bucket/runs",
+        "authorization: bearer AbCdEf.0123-4567: refused",
     ],
 )
 def test_secrets_are_blotted_out_of_texts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_API_KEY", SECRET)
     shown = terminal_text(text)
     assert "***" in shown
-    assert SECRET not in shown
-    assert "AbCdEf" not in shown
+    assert not any(s in shown for s in (SECRET, AWS_ID, AWS_SECRET, "AbCdEf"))
 
 
 def test_other_texts_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
