@@ -33,7 +33,11 @@ class Kill:
     stage: str
     at_s: float
     recovered_s: float | None = None
-    """Seconds from the kill to the next sign of progress; None: there was none."""
+    """Seconds from the kill to the next sign of progress (`Watch`); None: there was none.
+
+    How long nothing was committed, not how long the victim's own work took to come back: others go
+    on, and except for the driver's, a commit may have been under way at the kill.
+    """
     unfinished: int = 0
     """Of a driver: the episodes of its stage that were not stored."""
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from rise_ray.config import RunConfig
 from rise_ray.mdp import Outcome, Phase, Problem, StopReason, Trajectory, Verdict, trajectory_id
 from rise_ray.plans import evaluated_models, iteration_problems, stage_name
+from rise_ray.store.examples import MANIFEST, read_manifest
+from rise_ray.store.examples import read_part as read_example_part
+from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
 from rise_ray.store.trajectories import TrajectoryStore, read_part, trajectory_from_row
 from rise_ray.tasks import load_task
@@ -40,7 +43,13 @@ class Audit:
     unknown: int = 0
     """Stored and not planned."""
     doubled: int = 0
-    """Ids that are stored with two different contents."""
+    """Stored rows beyond the first of their id.
+
+    In a phase that is not sealed yet only those that differ from the first: equal ones in two
+    parts are what a kill leaves there, and sealing removes them.
+    """
+    doubled_examples: int = 0
+    """Training examples beyond the first of their id in their data set."""
     errors: int = 0
     """Episodes that ended as `error`."""
     verdicts: int = 0
@@ -71,13 +80,18 @@ def planned_episodes(config: RunConfig) -> dict[str, Episodes]:
 def audit(run: Run, planned: dict[str, Episodes]) -> Audit:
     """Compare a run's store with its plan, and check every stored verdict with new processes."""
     config, store = run.config, run.trajectories
+    sealed = {
+        (episodes.iteration, episodes.phase)
+        for key, episodes in planned.items()
+        if key in run.stages
+    }
     found = Audit(episodes=sum(len(episodes.ids) for episodes in planned.values()))
     checker = Checker(
         config.task, config.verify.processes, config.verify.deadline_s, config.verify.memory_mib
     )
     try:
         for iteration, phase in _stored_phases(store):
-            stored = _read(store, iteration, phase, found)
+            stored = _read(store, iteration, phase, (iteration, phase) in sealed, found)
             ids = {
                 name
                 for episodes in planned.values()
@@ -91,6 +105,7 @@ def audit(run: Run, planned: dict[str, Episodes]) -> Audit:
     finally:
         checker.close()
     found.lost = sum(episodes.missing(store) for episodes in planned.values())
+    found.doubled_examples = _doubled_examples(run.folder / "examples")
     return found
 
 
@@ -113,18 +128,31 @@ def _stored_phases(store: TrajectoryStore) -> Iterator[tuple[int, Phase]]:
 
 
 def _read(
-    store: TrajectoryStore, iteration: int, phase: Phase, found: Audit
+    store: TrajectoryStore, iteration: int, phase: Phase, sealed: bool, found: Audit
 ) -> dict[str, Trajectory]:
-    """Every trajectory by id, as it is first met; a second one must be its equal."""
+    """Every trajectory by id, as it is first met; relabeling would read every row."""
     stored: dict[str, Trajectory] = {}
-    doubled = set()
     for name in store.parts(iteration, phase):
         for row in read_part(store.phase(iteration, phase), name).to_pylist():
             trajectory = trajectory_from_row(row)
-            if stored.setdefault(trajectory.id, trajectory) != trajectory:
-                doubled.add(trajectory.id)
-    found.doubled += len(doubled)
+            first = stored.setdefault(trajectory.id, trajectory)
+            if first is not trajectory:
+                found.doubled += sealed or first != trajectory
     return stored
+
+
+def _doubled_examples(data_sets: Folder) -> int:
+    """One data set may repeat another's. One without a manifest is unfinished: made again."""
+    doubled = 0
+    for folder in (data_sets / name for name in data_sets.folders()):
+        if folder.exists(MANIFEST):
+            ids = [
+                name
+                for part in read_manifest(folder).parts
+                for name in read_example_part(folder, part)["id"].to_pylist()
+            ]
+            doubled += len(ids) - len(set(ids))
+    return doubled
 
 
 def _check_again(checker: Checker, trajectories: list[Trajectory], found: Audit) -> None:

@@ -8,9 +8,11 @@ from statistics import median
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from rise_ray.chaos.attack import Outcome
 from rise_ray.chaos.audit import Audit
+from rise_ray.text import terminal_text
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def broken(result: Result) -> list[str]:
         f"{audit.lost} episodes are lost": audit.lost > 0,
         f"{audit.unknown} stored episodes belong to no plan": audit.unknown > 0,
         f"{audit.doubled} episodes are doubled": audit.doubled > 0,
+        f"{audit.doubled_examples} training examples are doubled": audit.doubled_examples > 0,
+        f"{audit.errors} episodes ended as error": audit.errors > 0,
         f"{audit.false_verdicts} verdicts are false": audit.false_verdicts > 0,
         f"{len(result.leftovers)} things are left over": bool(result.leftovers),
     }
@@ -60,16 +64,17 @@ def table(result: Result) -> Table:
         "episodes planned": f"{audit.episodes:,}",
         "episodes lost (must be 0)": f"{audit.lost:,}",
         "episodes doubled (must be 0)": f"{audit.doubled:,}",
-        "episodes ended as error": f"{audit.errors:,}",
+        "examples doubled (must be 0)": f"{audit.doubled_examples:,}",
+        "episodes ended as error (must be 0)": f"{audit.errors:,}",
         "recomputed share": _recomputed(result),
         "verdicts checked again": f"{audit.verdicts:,}, and {audit.verdict_errors:,} are error",
         "false verdicts (must be 0)": f"{audit.false_verdicts:,}",
-        "recovery, median and worst": _recovery(result.recoveries_s),
+        "kill to next commit, median and worst": _recovery(result.recoveries_s),
         "leftovers (must be 0)": "\n".join([str(len(result.leftovers)), *result.leftovers]),
         "seconds": f"{outcome.seconds:.0f}",
     }
     for name, value in rows.items():
-        shown.add_row(name, value)
+        shown.add_row(name, Text(terminal_text(value)))  # titles of processes may look like markup
     return shown
 
 

@@ -13,20 +13,26 @@ from rise_ray.config import RunConfig, TaskConfig
 from rise_ray.config_file import parse_config
 from rise_ray.mdp import (
     Attempt,
+    Example,
     FinishReason,
     Outcome,
     Phase,
     Problem,
+    Provenance,
+    Span,
     StopReason,
     Trajectory,
     Turn,
     Verdict,
     trajectory_id,
 )
+from rise_ray.store.examples import examples_to_table, write_manifest, write_part
 from rise_ray.store.run import Run
 from rise_ray.tasks import load_task
 from rise_ray.verify.checker import Checker
 
+PROVENANCE = Provenance("candidate", "all", "t", "p", 0, 0, 0, 1.0, 0, 0, "")
+EXAMPLES = [Example(f"e{n}", (1, 2, 3), (Span(1, 3, 1.0),), PROVENANCE) for n in range(2)]
 ITERATION, PHASE = WHERE = (0, Phase.EVAL)
 Write = Callable[..., None]
 
@@ -92,11 +98,28 @@ def audited(run: Run) -> Audit:
     return audit(run, planned_episodes(run.config))
 
 
+def finish(run: Run) -> None:
+    """Journal the stage whose episodes are here."""
+    run.stage("base/eval", lambda: {"parts_sha256": run.trajectories.seal(*WHERE)})
+
+
+def write_examples(run: Run, name: str, examples: list[Example], whole: bool = True) -> None:
+    """A data set in parts of one row each; with its manifest if it is whole."""
+    folder = run.folder / "examples" / name
+    tables = [examples_to_table([example]) for example in examples]
+    parts = [write_part(folder, index, table) for index, table in enumerate(tables)]
+    if whole:
+        write_manifest(folder, parts, 1.0)
+
+
 def test_a_whole_store_has_nothing_lost_doubled_or_false(
     run: Run, judged: list[Trajectory]
 ) -> None:
     run.trajectories.write(*WHERE, judged[:2])
-    run.trajectories.write(*WHERE, judged[1:])  # one episode twice, but alike
+    run.trajectories.write(*WHERE, judged[1:])  # as a kill may leave it: one episode twice
+    finish(run)
+    write_examples(run, "iteration-1", EXAMPLES)
+    write_examples(run, "iteration-2", EXAMPLES)  # as with `data: pooled`
     assert audited(run) == Audit(episodes=4, verdicts=8)
 
 
@@ -114,6 +137,32 @@ def test_an_id_with_two_contents_is_doubled(run: Run, judged: list[Trajectory]) 
     other = replace(judged[0], prompt_ids=(9,))
     run.trajectories.write(*WHERE, [other])
     assert audited(run).doubled == 1
+
+
+def test_a_second_row_in_a_sealed_phase_is_doubled_though_it_is_equal(
+    run: Run, judged: list[Trajectory]
+) -> None:
+    run.trajectories.write(*WHERE, judged)
+    finish(run)
+    for again in (judged[:2], judged[1:2]):
+        run.trajectories.write(*WHERE, again)
+    assert audited(run).doubled == 3
+
+
+def test_before_its_phase_is_sealed_an_equal_second_row_is_none(
+    run: Run, judged: list[Trajectory]
+) -> None:
+    run.trajectories.write(*WHERE, judged)
+    run.trajectories.write(*WHERE, judged[:2])
+    assert audited(run).doubled == 0
+
+
+def test_an_example_that_is_trained_on_twice_is_doubled(run: Run, judged: list[Trajectory]) -> None:
+    run.trajectories.write(*WHERE, judged)
+    write_examples(run, "iteration-1", [*EXAMPLES, EXAMPLES[0]], whole=False)
+    assert audited(run).doubled_examples == 0  # it is made again before anything trains on it
+    write_examples(run, "iteration-1", [*EXAMPLES, EXAMPLES[0]])
+    assert (audited(run).doubled_examples, audited(run).doubled) == (1, 0)
 
 
 def test_an_episode_that_no_plan_asked_for_is_unknown(run: Run, judged: list[Trajectory]) -> None:

@@ -39,6 +39,8 @@ def test_a_run_that_stood_the_attack_breaks_nothing() -> None:
         (replace(FINE, audit=Audit(lost=2)), "2 episodes are lost"),
         (replace(FINE, audit=Audit(unknown=2)), "2 stored episodes belong to no plan"),
         (replace(FINE, audit=Audit(doubled=1)), "1 episodes are doubled"),
+        (replace(FINE, audit=Audit(doubled_examples=1)), "1 training examples are doubled"),
+        (replace(FINE, audit=Audit(errors=3)), "3 episodes ended as error"),
         (replace(FINE, audit=Audit(false_verdicts=4)), "4 verdicts are false"),
         (replace(FINE, leftovers=["process 3 x"]), "1 things are left over"),
         (replace(FINE, outcome=Outcome(KILLS, [], 1)), "the run ended with exit status 1"),
@@ -54,15 +56,27 @@ def test_each_broken_promise_is_named(result: Result, sentence: str) -> None:
     assert broken(result) == [sentence]
 
 
-def test_errors_are_counted_and_are_no_broken_promise() -> None:
-    failed = replace(FINE, audit=Audit(episodes=100, errors=2, verdict_errors=3))
+def test_failed_checks_are_counted_and_are_no_broken_promise() -> None:
+    failed = replace(FINE, audit=Audit(episodes=100, verdicts=900, verdict_errors=3))
     assert broken(failed) == []
-    assert "ended as error" in text(failed)
+    assert "900, and 3 are error" in text(failed)
+
+
+def test_what_must_be_zero_says_so() -> None:
+    shown = text(FINE)
+    for name in ("episodes lost", "examples doubled", "episodes ended as error", "leftovers"):
+        assert f"{name} (must be 0)" in shown
+
+
+def test_what_is_left_over_is_shown_as_it_is_called_and_steers_no_terminal() -> None:
+    shown = text(replace(FINE, leftovers=["process 3 foo[/bar] [bold] \x1b[31m"]))
+    assert "process 3 foo[/bar] [bold] \\x1b[31m" in shown
 
 
 def test_the_table_shows_what_was_measured() -> None:
     shown = text(FINE)
     for kind in ("worker", "node", "driver"):
         assert f"kills: {kind}" in shown
-    assert "20.0 s, 30.0 s" in shown  # median and worst
+    assert "kill to next commit, median and worst" in shown
+    assert "20.0 s, 30.0 s" in shown
     assert "3.0% to 8.0%" in shown  # leases lost, and what a killed driver may have had open

@@ -120,6 +120,13 @@ def test_an_id_in_two_parts_is_read_once(store: TrajectoryStore) -> None:
     assert store.ids(*PHASE) == {t.id for t in batch}
 
 
+def test_a_part_with_an_id_twice_is_refused(store: TrajectoryStore) -> None:
+    batch = [_one(n) for n in range(3)]
+    with pytest.raises(StoreError, match=rf"phase=collect: .*{batch[1].id} twice .*--resume"):
+        store.write(*PHASE, [*batch, batch[1]])
+    assert store.parts(*PHASE) == []
+
+
 def test_phases_and_iterations_are_apart(store: TrajectoryStore) -> None:
     store.write(1, Phase.COLLECT, [_one(0)])
     store.write(1, Phase.EVAL, [_one(1)])
