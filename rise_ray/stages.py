@@ -5,6 +5,7 @@ The actors that a stage needs are `rise_ray.actors`'s business.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ import ray
 
 from rise_ray.actors import Actors, given_model
 from rise_ray.console import Console
+from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
 from rise_ray.mdp import Phase, Problem, derive_seed
@@ -45,6 +47,8 @@ from rise_ray.warmstart import demonstrate, demonstration_examples, initial_mode
 
 Result = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 class Stages:
     """The parts of one run and what is done with them. Use as a context manager."""
@@ -60,16 +64,26 @@ class Stages:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._actors.stop()
-        ray.get(self._tracker.close.remote())
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        try:
+            try:
+                self._actors.stop()
+            finally:
+                ray.get(self._tracker.close.remote())
+        except Exception as failure:
+            if error is None:
+                raise
+            # What ended the run is to be told, and a stop has an exit status of its own.
+            logger.warning("the run was not ended tidily: %s", user_error(failure) or failure)
 
     def base(self) -> WeightVersion:
         """The model that iteration 1 starts from: warm-started, or as it is."""
         if self.config.warm_start is None:
-            num_gpus = self.config.rollout.workers.num_gpus
+            workers = self.config.rollout.workers
             parity = self.run.folder / "base"
-            return given_model(self.config.model, num_gpus, parity, self._probe)
+            return given_model(self.config.model, workers, parity, self._probe)
         self._stage("warm-start", "train", self._warm_start)
         checkpoint = self._checkpoint(Phase.COLLECT, 0).uri
         return WeightVersion(0, checkpoint, checkpoint)
@@ -98,6 +112,7 @@ class Stages:
 
         def work(log: PhaseLog) -> Result:
             first = 1 if self.config.data == "pooled" else iteration
+            self._actors.make_room("relabeling")
             result = write_relabeled(
                 self.run.trajectories,
                 [

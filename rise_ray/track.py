@@ -1,7 +1,8 @@
 """Measurements: `metrics.jsonl` in the run folder always, Weights & Biases when configured.
 
 The tracker is an actor, so that the training workers and the driver write to one place while
-training runs. Records of a stage that is done again replace those of the earlier try.
+training runs. Records of a stage that is done again replace those of the earlier try; of a
+training that goes on from a state, those after the state's step.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import netrc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
@@ -45,6 +46,7 @@ class Tracker:
         self._config = config
         self._folder = folder
         self._records: list[dict[str, Any]] = []
+        self._latest: dict[str, Any] | None = None
         self._written = time.monotonic()
         self._wandb: Any = None
 
@@ -63,12 +65,22 @@ class Tracker:
             self._wandb = _start_wandb(self._config, self._folder)
 
     def begin(self, stage: str, phase: str) -> None:
-        """A phase of a stage starts: drop what an earlier try of it left."""
-        self._records = [r for r in self._records if (r["stage"], r["phase"]) != (stage, phase)]
+        """A phase of a stage starts: drop what an earlier try of it left.
+
+        Records of its steps stay until `log` knows from which step on they are taken again.
+        """
+        self._drop(stage, phase, lambda record: "since_step" not in record)
+        self._latest = None
 
     def log(self, stage: str, phase: str, record: dict[str, Any]) -> None:
-        """Add a record; it is on storage within a second of the next one, or at `flush`."""
-        record = new_record(stage, phase, record)
+        """Add a record; it is on storage within a second of the next one, or at `flush`.
+
+        One with a `since_step` replaces all records of the phase's steps after that one.
+        """
+        since = record.get("since_step")
+        if since is not None:
+            self._drop(stage, phase, lambda earlier: earlier.get("step", 0) > since)
+        record = self._latest = new_record(stage, phase, record)
         self._records.append(record)
         if self._wandb is not None:
             self._wandb.log(_flat(record))
@@ -76,8 +88,8 @@ class Tracker:
             self.flush()
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest record."""
-        return self._records[-1] if self._records else None
+        """The newest record of the phase that runs."""
+        return self._latest
 
     def records(self) -> list[dict[str, Any]]:
         """All records of the run."""
@@ -89,11 +101,18 @@ class Tracker:
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Write everything and finish the W&B run."""
-        self.flush()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        """Write everything and finish the W&B run, also where the storage fails."""
+        try:
+            self.flush()
+        finally:
+            if self._wandb is not None:
+                self._wandb.finish()
+                self._wandb = None
+
+    def _drop(self, stage: str, phase: str, which: Callable[[dict[str, Any]], bool]) -> None:
+        self._records = [
+            r for r in self._records if (r["stage"], r["phase"]) != (stage, phase) or not which(r)
+        ]
 
 
 def start_tracker(config: RunConfig, folder: Folder) -> Any:

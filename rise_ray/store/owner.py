@@ -68,15 +68,15 @@ def current_owner(folder: Folder) -> Owner | None:
     where = f"{folder.uri}/{OWNER}"
     remedy = "if no driver runs on this folder, delete the file"
     try:
-        owner = Owner(**json.loads(folder.read(OWNER)))
-    except (ValueError, TypeError) as error:
-        raise StoreError(f"{where}: damaged: {error}; {remedy}") from error
-    if owner.schema_version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{where}: of schema version {owner.schema_version}; this rise-ray reads "
-            f"{SCHEMA_VERSION}; {remedy}"
-        )
-    return owner
+        content = json.loads(folder.read(OWNER))
+        version = content["schema_version"]
+        if version == SCHEMA_VERSION:
+            return Owner(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{where}: damaged: {error!r}; {remedy}") from error
+    raise StoreError(
+        f"{where}: of schema version {version}; this rise-ray reads {SCHEMA_VERSION}; {remedy}"
+    )
 
 
 def refuse_if_driven(folder: Folder) -> None:
@@ -138,6 +138,15 @@ class Ownership:
         self._thread.join()
         if self._lost_to is not None:
             raise _refusal(self._folder, self._lost_to) from error
+        try:
+            self._give_up()
+        except StoreError as failure:
+            if error is None:
+                raise
+            # What ended the run is to be told, and a stop has an exit status of its own.
+            logger.warning("the run's owner could not be removed: %s", failure)
+
+    def _give_up(self) -> None:
         owner = current_owner(self._folder)
         if owner is not None and owner.token == self._mine.token:
             self._folder.remove(OWNER)

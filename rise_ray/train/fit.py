@@ -123,9 +123,12 @@ def _trainer(task: WorkerTask, storage: Folder, name: str) -> StoppableTrainer:
 
 def _run_name(task: WorkerTask) -> str:
     """Ray Train resumes a run by its name: one that trains on anything else gets another."""
+    from rise_ray.train.state import SCHEMA_VERSION
+
     job = task.job
     settings = job.config.model_dump(mode="json").items()
     facts = [
+        SCHEMA_VERSION,
         job.base,
         job.seed,
         job.token_budget,

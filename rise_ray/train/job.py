@@ -49,7 +49,9 @@ class TrainJob:
     card: dict[str, str]
     """Facts for the model card."""
     log: Callable[[dict[str, object]], None] | None = None
-    """Called on rank 0 about every 2 s with step, steps, loss, lr, grad_norm, tokens_per_s."""
+    """Called on rank 0 about every 2 s with since_step, step, steps, loss, lr, grad_norm,
+    tokens_per_s. The loss is the mean of the steps after `since_step`, up to `step`; a training
+    that goes on from a state calls first with the state's step as `since_step`."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
+from rise_ray.mdp import derive_seed
 from rise_ray.store.examples import read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.checkpoint import export_checkpoint
@@ -27,10 +28,10 @@ from rise_ray.train.deepspeed_config import passes_per_step
 from rise_ray.train.engine import quiet_libraries, start_engine
 from rise_ray.train.job import WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
-from rise_ray.train.state import TAG, load_state
+from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state
 
 LOG_EVERY_S = 2.0
-SYNC_STEPS = 8  # losses are summed over the ranks, and a state is due or not, this often
+SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
 NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 
 
@@ -103,6 +104,8 @@ class _Run:
         self.seconds = time.monotonic() - start
 
     def _take_step(self, passes: list[RowBatch]) -> None:
+        # Dropout of a step is the same whether the run went on from a state or came here at once.
+        torch.manual_seed(derive_seed(self.task.job.seed, "step", self.step, self._rank))
         # DeepSpeed averages gradients over the ranks; the denominator is the global batch's.
         scale = self._world_size / float(self.task.plan.loss_tokens[self.step])
         total = torch.zeros((), device=self._device)
@@ -113,7 +116,8 @@ class _Run:
             total += loss.detach()
         self._grad_norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(self._grad_norm):
-            raise _NonFiniteError(self._describe_failure(float(total)))
+            what = f"the gradient norm is {self._grad_norm} (this rank's loss {float(total)})"
+            raise _NonFiniteError(self._describe_failure(self.step, what))
         self._unsynced.append(total / self._world_size)
         self.step += 1
 
@@ -126,12 +130,13 @@ class _Run:
         )
 
     def _sync(self) -> None:
-        """Sum the losses over the ranks, log, and save a state if rank 0 finds it due."""
+        """Sum and check the losses, log, and save a state if rank 0 finds it due."""
         now = time.monotonic()
         due = self._rank == 0 and now - self._saved_at > self.task.job.config.checkpoint_every_s
         shared = torch.stack([*self._unsynced, torch.tensor(float(due), device=self._device)])
         dist.all_reduce(shared)
         *losses, save = shared.tolist()
+        self._check(losses)
         self.losses += losses
         self._unsynced.clear()
         last = self.step == self.task.plan.steps
@@ -140,12 +145,22 @@ class _Run:
         if save and not last:
             self._save()
 
+    def _check(self, losses: list[float]) -> None:
+        """Losses of the ranks together: one rank's alone the others would not know of.
+
+        A loss can be infinite where no gradient is: that of a token whose logit is -inf.
+        """
+        for step, loss in enumerate(losses, start=len(self.losses)):
+            if not math.isfinite(loss):
+                raise _NonFiniteError(self._describe_failure(step, f"the loss is {loss}"))
+
     def _log(self, now: float) -> None:
         if self.task.job.log is not None:
             window = slice(self._logged_step, self.step)
             losses = self.losses[window]
             self.task.job.log(
                 {
+                    "since_step": self._logged_step,
                     "step": self.step,
                     "steps": self.task.plan.steps,
                     "loss": sum(losses) / len(losses),
@@ -159,22 +174,21 @@ class _Run:
 
     def _save(self) -> None:
         with tempfile.TemporaryDirectory() as path:
-            state = {"step": self.step, "losses": self.losses}
+            state = {"schema_version": SCHEMA_VERSION, "step": self.step, "losses": self.losses}
             self.engine.save_checkpoint(path, tag=TAG, client_state=state)
             ray.train.report(
                 {"step": self.step}, checkpoint=ray.train.Checkpoint.from_directory(path)
             )
         self._saved_at = time.monotonic()
 
-    def _describe_failure(self, loss: float) -> str:
+    def _describe_failure(self, step: int, what: str) -> str:
         """The step and its examples, read again from the plan: no step pays for the names."""
         task = self.task
-        folder, examples = Folder(task.job.examples), task.plan.step_examples(self.step)
+        folder, examples = Folder(task.job.examples), task.plan.step_examples(step)
         tables = {part: read_part(folder, task.manifest.parts[part]) for part, _ in examples}
         names = [str(tables[part]["id"][index]) for part, index in examples]
         more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
         return (
-            f"step {self.step} of {task.plan.steps}: the gradient norm is {self._grad_norm} "
-            f"(this rank's loss {loss}); nothing was written. Examples of the step: "
-            f"{', '.join(names[:NAMED_EXAMPLES])}{more}"
+            f"step {step} of {task.plan.steps}: {what}; nothing was written. Examples of the "
+            f"step: {', '.join(names[:NAMED_EXAMPLES])}{more}"
         )

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rise_ray.config_file import parse_config
+from rise_ray.errors import StoreError
+from rise_ray.stages import Stages
+from rise_ray.stop import Stopped
 from rise_ray.store.files import Folder
 from rise_ray.track import METRICS, Tracker, _flat, wandb_mode
 
@@ -50,6 +58,86 @@ def test_a_phase_that_starts_again_replaces_its_own_records_only(tmp_path: Path)
     second.log("a", "train", {"step": 1})
     second.flush()
     assert [(r["phase"], r["step"]) for r in _lines(folder)] == [("eval", 1), ("train", 1)]
+
+
+def test_a_training_that_goes_on_keeps_the_records_up_to_its_state(tmp_path: Path) -> None:
+    """Whatever died, a worker or the driver: each step is measured once."""
+    folder = Folder(str(tmp_path))
+
+    def steps(tracker: Tracker, *ends: int) -> None:
+        for since, end in pairwise(ends):
+            tracker.log("a", "train", {"since_step": since, "step": end})
+
+    first = _tracker(folder)
+    first.begin("a", "train")
+    steps(first, 0, 8, 16, 24)
+    first.log("b", "train", {"since_step": 0, "step": 40})
+    steps(first, 8, 24, 32)  # the training was lost, its driver not
+    first.flush()
+    second = _tracker(folder)
+    second.begin("a", "train")
+    assert second.latest() is None  # nothing that this try has not done
+    steps(second, 24, 40)
+    second.flush()
+    kept = [(r["stage"], r["step"]) for r in _lines(folder)]
+    assert kept == [("a", 8), ("b", 40), ("a", 24), ("a", 40)]
+    third = _tracker(folder)
+    third.begin("a", "train")
+    steps(third, 0, 32)  # no state was left: from the start
+    third.flush()
+    assert [(r["stage"], r["step"]) for r in _lines(folder)] == [("b", 40), ("a", 32)]
+
+
+def test_a_storage_that_fails_at_the_end_does_not_leave_wandb_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = _tracker(Folder(str(tmp_path)))
+    finished: list[bool] = []
+    tracker._wandb = SimpleNamespace(finish=lambda: finished.append(True))
+    monkeypatch.setattr(Folder, "write", _away)
+    with pytest.raises(StoreError, match="away"):
+        tracker.close()
+    assert finished == [True]
+
+
+class _Parts:
+    """Of a run: actors that cannot be stopped and a tracker."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: Callable[..., None]) -> None:
+        self.closed = 0
+        stages: Any = Stages.__new__(Stages)
+        stages._actors = SimpleNamespace(stop=stop)
+        stages._tracker = SimpleNamespace(close=SimpleNamespace(remote=self._close))
+        self.stages: Stages = stages
+        monkeypatch.setattr("rise_ray.stages.ray.get", lambda result: result)
+
+    def _close(self) -> None:
+        self.closed += 1
+
+
+def test_a_tracker_is_closed_where_the_actors_cannot_be_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = _Parts(monkeypatch, stop=_away)
+    with pytest.raises(StoreError, match="away"), parts.stages:
+        pass
+    assert parts.closed == 1
+
+
+@pytest.mark.parametrize("ended_by", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
+def test_what_fails_after_a_stop_is_a_warning_and_hides_no_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ended_by: BaseException
+) -> None:
+    parts = _Parts(monkeypatch, stop=_away)
+    with pytest.raises(type(ended_by)) as raised, parts.stages:
+        raise ended_by
+    assert raised.value is ended_by
+    assert parts.closed == 1
+    assert "the run was not ended tidily: the store is away" in caplog.text
+
+
+def _away(*_: object) -> None:
+    raise StoreError("the store is away")
 
 
 def test_what_is_no_number_is_null_and_never_invalid_json(tmp_path: Path) -> None:

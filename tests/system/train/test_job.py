@@ -131,42 +131,50 @@ def check_folder(job: TrainJob) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_run_whose_worker_dies_or_hangs_goes_on_and_ends_with_the_same_weights(
-    number: signal.Signals,
     tmp_path: Path,
     tiny_model: Path,
     examples_folder: WriteExamples,
     make_examples: Callable[..., list[Example]],
 ) -> None:
-    config = CONFIG.model_copy(
-        update={
-            "epochs": 4,
-            "max_failures": 1,
-            "checkpoint_every_s": 0.0,
-            "step_deadline_s": 1800.0 if number == signal.SIGKILL else 8.0,
-        }
-    )
+    config = CONFIG.model_copy(update={"epochs": 4, "max_failures": 1, "checkpoint_every_s": 0.0})
     examples = examples_folder(make_examples(400))
-    calls = tmp_path / "calls"
+    whole = make_job(tmp_path, tiny_model, examples, config=config)
+    expected = train(whole)
+
+    for number, deadline_s in ((signal.SIGKILL, 1800.0), (signal.SIGSTOP, 8.0)):
+        folder = tmp_path / number.name
+        job = make_job(
+            folder,
+            tiny_model,
+            examples,
+            config=config.model_copy(update={"step_deadline_s": deadline_s}),
+            log=striking(folder, number),
+        )
+        result = train(job)
+        assert 0 < result.resumed_at < result.steps
+        assert result.steps == expected.steps
+        assert result.first_loss == expected.first_loss
+        assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
+        for name, weight in load(whole).state_dict().items():
+            torch.testing.assert_close(load(job).state_dict()[name], weight, rtol=0, atol=1e-5)
+
+
+def striking(folder: Path, number: signal.Signals) -> Callable[[dict[str, object]], None]:
+    """A job's `log` that signals its rank at its second call, when a state has been saved.
+
+    A state is saved every time that the ranks meet, with `checkpoint_every_s` = 0.
+    """
 
     def log(row: dict[str, object]) -> None:
+        folder.mkdir(exist_ok=True)
+        calls = folder / "calls"
         with calls.open("a") as file:
             file.write(".")
-        # A state was saved after the first call (every time the ranks meet, see below).
         if calls.stat().st_size == 2:
             os.kill(os.getpid(), number)
 
-    whole = make_job(tmp_path, tiny_model, examples, config=config)
-    killed = make_job(tmp_path / "killed", tiny_model, examples, config=config, log=log)
-    expected, result = train(whole), train(killed)
-
-    assert 0 < result.resumed_at < result.steps
-    assert result.steps == expected.steps
-    assert result.first_loss == expected.first_loss
-    assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
-    for name, weight in load(whole).state_dict().items():
-        torch.testing.assert_close(load(killed).state_dict()[name], weight, rtol=0, atol=1e-5)
+    return log
 
 
 @pytest.mark.slow
@@ -203,15 +211,9 @@ def test_a_run_that_failed_for_good_goes_on_when_it_is_called_again(
 ) -> None:
     config = CONFIG.model_copy(update={"epochs": 4, "max_failures": 0, "checkpoint_every_s": 0.0})
     examples = examples_folder(make_examples(400))
-    calls = tmp_path / "calls"
-
-    def log(row: dict[str, object]) -> None:
-        with calls.open("a") as file:
-            file.write(".")
-        if calls.stat().st_size == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    job = make_job(tmp_path, tiny_model, examples, config=config, log=log)
+    job = make_job(
+        tmp_path, tiny_model, examples, config=config, log=striking(tmp_path, signal.SIGKILL)
+    )
     with pytest.raises(TrainError, match="iteration=1: training failed"):
         train(job)
     assert not Folder(job.output).exists()

@@ -12,8 +12,9 @@ import pytest
 import ray
 
 from rise_ray.config import TrainConfig
+from rise_ray.errors import StoreError
 from rise_ray.train.deepspeed_config import deepspeed_config
-from rise_ray.train.state import TAG, load_state
+from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
 
@@ -62,11 +63,12 @@ def step(engine: Any) -> float:
 
 
 def test_a_state_comes_back_with_its_optimizer_and_the_callers_part(tmp_path: Path) -> None:
-    def work(config: TrainConfig, folder: str) -> tuple[float, float, dict[str, Any]]:
+    def work(config: TrainConfig, folder: str) -> tuple[list[float], list[float], dict[str, Any]]:
         engine = start_engine(config)
         for _ in range(3):
             step(engine)
-        engine.save_checkpoint(folder, tag=TAG, client_state={"step": 3, "losses": [0.5]})
+        saved = {"schema_version": SCHEMA_VERSION, "step": 3, "losses": [0.5]}
+        engine.save_checkpoint(folder, tag=TAG, client_state=saved)
         expected = [step(engine), step(engine)]
         state = load_state(engine, folder)
         return expected, [step(engine), step(engine)], state
@@ -74,6 +76,23 @@ def test_a_state_comes_back_with_its_optimizer_and_the_callers_part(tmp_path: Pa
     expected, again, state = in_own_process(work, CONFIG, str(tmp_path))
     assert again == pytest.approx(expected, abs=1e-6)
     assert (state["step"], state["losses"]) == (3, [0.5])
+
+
+def test_a_state_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    def work(config: TrainConfig, folder: str) -> list[str]:
+        engine = start_engine(config)
+        refused = []
+        for state in ({"step": 3}, {"schema_version": "0", "step": 3}):
+            engine.save_checkpoint(folder, tag=TAG, client_state=state)
+            try:
+                load_state(engine, folder)
+            except StoreError as error:
+                refused.append(str(error))
+        return refused
+
+    without, other = in_own_process(work, CONFIG, str(tmp_path))
+    assert "state of schema version None; this rise-ray reads 1; delete it" in without
+    assert "state of schema version 0; this" in other
 
 
 def test_a_state_that_is_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:

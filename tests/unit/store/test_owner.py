@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.stop import stop_signals
+from rise_ray.stop import Stopped, stop_signals
 from rise_ray.store import owner as module
 from rise_ray.store.files import Folder
 from rise_ray.store.owner import OWNER, Owner, Ownership, current_owner, refuse_if_driven
@@ -144,7 +145,42 @@ def test_a_driver_that_was_replaced_while_it_slept_stops(folder: Folder, driver:
     assert current_owner(folder) == driver
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"pid": 3}'])
+def test_a_store_that_fails_after_a_stop_is_a_warning_and_hides_no_stop(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreError("the store is away")
+
+    def drive(stop: bool) -> None:
+        with Ownership(folder, lambda _: None):
+            monkeypatch.setattr(Folder, "remove", away)
+            if stop:
+                raise Stopped(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        drive(stop=True)
+    assert "could not be removed: the store is away" in caplog.text
+    Path(folder.path, OWNER).unlink()
+    with pytest.raises(StoreError, match="away"):
+        drive(stop=False)
+
+
+def test_an_owner_of_another_schema_version_is_refused(folder: Folder) -> None:
+    """It may have other fields."""
+    folder.write(OWNER, json.dumps({"schema_version": "2", "who": "me"}).encode())
+    with pytest.raises(StoreError, match="of schema version 2; this rise-ray reads 1; if no"):
+        own(folder)
+
+
+def test_an_owner_without_a_schema_version_is_damaged(folder: Folder, driver: Owner) -> None:
+    content = asdict(driver)
+    del content["schema_version"]
+    folder.write(OWNER, json.dumps(content).encode())
+    with pytest.raises(StoreError, match=r"owner\.json: damaged: .*schema_version.*; if no driver"):
+        refuse_if_driven(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"pid": 3}', b'{"schema_version": "1"}'])
 def test_a_damaged_file_is_told_with_what_to_do(folder: Folder, content: bytes) -> None:
     folder.write(OWNER, content)
     with pytest.raises(StoreError, match=r"owner\.json: damaged: .*; if no driver runs"):

@@ -1,0 +1,144 @@
+"""A rank's steps: what is not finite ends them by name, and a restart repeats their random draws.
+
+The engine is a stand-in with the calls of DeepSpeed's; the system tests have the real one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rise_ray.config import TrainConfig
+from rise_ray.mdp import Example, Provenance, Span
+from rise_ray.store.examples import read_lengths, read_part, write_example_parts
+from rise_ray.store.files import Folder
+from rise_ray.train import loop
+from rise_ray.train.data import empty_rows
+from rise_ray.train.loop import SYNC_STEPS, _NonFiniteError, _Run
+from rise_ray.train.packing import plan_epochs
+
+ROW = 8
+STEPS = 2 * SYNC_STEPS + 3
+
+
+class Engine:
+    """Adds a random draw to each loss, as dropout would; its gradients are always finite."""
+
+    def __init__(self, infinite_at: int | None = None) -> None:
+        self.draws: list[float] = []
+        self.saved: list[dict[str, Any]] = []
+        self._infinite_at = infinite_at
+
+    def __call__(self, *_: torch.Tensor) -> torch.Tensor:
+        infinite = len(self.draws) == self._infinite_at
+        self.draws.append(float(torch.rand(())))
+        return torch.tensor(math.inf if infinite else self.draws[-1])
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None: ...
+
+    def step(self) -> None: ...
+
+    def get_global_grad_norm(self) -> torch.Tensor:
+        return torch.tensor(1.0)
+
+    def get_lr(self) -> list[float]:
+        return [1e-3]
+
+    def save_checkpoint(self, path: str, tag: str, client_state: dict[str, Any]) -> None:
+        self.saved.append(client_state)
+
+
+def example(number: int) -> Example:
+    """One that fills a row, and so makes a step of its own."""
+    origin = Provenance("demonstration", "test", f"t{number}", "p", 0, 0, -1, 1.0, 0, -1, "")
+    return Example(f"e{number}", tuple(range(ROW)), (Span(1, ROW, 1.0),), origin)
+
+
+@pytest.fixture(autouse=True)
+def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    monkeypatch.setattr(loop, "stream_rows", lambda *_: iter([empty_rows(1, ROW)] * STEPS))
+    monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loop.ray.train, "report", lambda *_, **__: None)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., _Run]:
+    folder = Folder(str(tmp_path / "examples"))
+    manifest = write_example_parts(folder, [example(n) for n in range(STEPS)], seed=0)
+    lengths = read_lengths(folder, manifest)
+    plan = plan_epochs(lengths, row_tokens=ROW, rows_per_step=1, epochs=1, seed=0)
+    config = TrainConfig(workers=1, batch_tokens=ROW, row_tokens=ROW, checkpoint_every_s=0.0)
+
+    def run(engine: Engine, log: Callable[[dict[str, Any]], None] | None = None) -> _Run:
+        job = SimpleNamespace(config=config, examples=folder.uri, seed=3, log=log)
+        task: Any = SimpleNamespace(job=job, manifest=manifest, plan=plan)
+        return _Run(task, engine)
+
+    return run
+
+
+def at(run: _Run, step: int) -> _Run:
+    """As `resume` leaves a run that goes on from a state."""
+    run.step = run.resumed_at = run._logged_step = step
+    run.losses = [0.5] * step
+    return run
+
+
+@pytest.mark.parametrize("step", [2, SYNC_STEPS + 1, STEPS - 1])
+def test_an_infinite_loss_with_finite_gradients_stops_the_run_before_a_state_is_saved(
+    start: Callable[..., _Run], step: int
+) -> None:
+    engine = Engine(infinite_at=step)
+    run = start(engine)
+    ((part, index),) = run.task.plan.step_examples(step)
+    table = read_part(Folder(run.task.job.examples), run.task.manifest.parts[part])
+    said = (
+        f"step {step} of {STEPS}: the loss is inf; nothing was written. .*: {table['id'][index]}$"
+    )
+    with pytest.raises(_NonFiniteError, match=said):
+        run.steps()
+    before = [state for state in (SYNC_STEPS, 2 * SYNC_STEPS) if state <= step]
+    assert [state["step"] for state in engine.saved] == before
+
+
+def test_a_run_that_goes_on_from_a_state_draws_what_it_would_have_drawn(
+    start: Callable[..., _Run],
+) -> None:
+    whole, resumed, other = Engine(), Engine(), Engine()
+    start(whole).steps()
+    torch.manual_seed(99)  # a restarted process comes from somewhere else
+    at(start(resumed), SYNC_STEPS).steps()
+    assert resumed.draws == whole.draws[SYNC_STEPS:]
+    assert len(set(whole.draws)) == STEPS
+    second = start(other)
+    second._rank = 1  # it has other rows, and so other masks
+    second.steps()
+    assert not set(other.draws) & set(whole.draws)
+
+
+def test_records_say_after_which_step_they_begin(
+    start: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY_S", -1.0)
+    records: list[dict[str, Any]] = []
+    at(start(Engine(), records.append), SYNC_STEPS).steps()
+    assert [(r["since_step"], r["step"]) for r in records] == [
+        (SYNC_STEPS, 2 * SYNC_STEPS),
+        (2 * SYNC_STEPS, STEPS),
+    ]
+
+
+def test_a_state_carries_its_schema_version(start: Callable[..., _Run]) -> None:
+    engine = Engine()
+    start(engine).steps()
+    assert {state["schema_version"] for state in engine.saved} == {loop.SCHEMA_VERSION}
