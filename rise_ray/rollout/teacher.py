@@ -295,7 +295,9 @@ class OpenAITeacher:
             reason = FinishReason(choice.finish_reason)
         except ValueError:
             raise TeacherError(f"{where}: ended with `{choice.finish_reason}`") from None
-        return Answer(choice.message.content or "", reason, seed)
+        text = choice.message.content or ""
+        # An answer may end within a character; no tokenizer takes a lone surrogate.
+        return Answer(text.encode("utf-8", "backslashreplace").decode(), reason, seed)
 
     async def _await_rate(self) -> None:
         """Space the starts of requests evenly under `requests_per_minute`."""

@@ -3,7 +3,8 @@
 `math-verify` parses LaTeX and compares with sympy. Only its LaTeX extraction is used: the plain
 expression one ends in sympy's `parse_expr`, which is Python's `eval`. Parsing and comparing can
 take arbitrarily long, so this runs in the verifier's children; math-verify's own time limits
-(signals) are off, since a limit that returns "not equal" would turn a failure into data.
+(signals) are off, since a limit that returns "not equal" would turn a failure into data. For the
+same reason a check that runs out of memory or stack raises (`rise_ray.tasks.loud`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import math
 from functools import lru_cache
 
 import sympy
-from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Equality
 
 from rise_ray.mdp import Outcome, Verdict
+from rise_ray.tasks.loud import grader, parser
 
 MAX_ANSWER_CHARS = 1000
 """A longer answer is unparseable."""
@@ -26,7 +27,7 @@ MAX_VOTE_CHARS = 200
 MAX_DIGITS = 10_000
 """An answer whose value may have more is not evaluated: it is unparseable."""
 
-_EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
+_EXTRACTION = [parser.LatexExtractionConfig(boxed_match_priority=0)]
 _UNDEFINED = (sympy.nan, sympy.zoo)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
@@ -40,7 +41,9 @@ def judge_answer(reference: str, answer: str | None) -> Verdict:
     """Compare the LaTeX `answer` with the LaTeX `reference`; `answer` None is unparseable.
 
     Raises:
-        ValueError: the reference itself cannot be read; the verifier makes it an `error`.
+        ValueError: the reference itself cannot be read.
+        MemoryError, RecursionError: nothing was compared, which says nothing of the answer.
+            The verifier makes each of them an `error`.
     """
     if not answer:
         return Verdict(Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer")
@@ -55,7 +58,7 @@ def judge_answer(reference: str, answer: str | None) -> Verdict:
     if fault is not None and found[0] != gold[0]:
         return Verdict(Outcome.UNPARSEABLE, None, fault)
     vote = _bounded(str(found[0]) if fault else _normal_form(found))
-    if verify(gold, found, timeout_seconds=None, raise_on_error=True):
+    if grader.verify(gold, found, timeout_seconds=None, raise_on_error=True):
         return Verdict(Outcome.CORRECT, vote, f"equals {reference}")
     return Verdict(Outcome.INCORRECT, vote, f"differs from {reference}")
 
@@ -65,7 +68,7 @@ def _parse(latex: str) -> Parsed:
 
     The text comes first so that equal texts are equal before any symbolic work.
     """
-    found: Parsed = parse(
+    found: Parsed = parser.parse(
         rf"\boxed{{{latex}}}", _EXTRACTION, parsing_timeout=None, raise_on_error=True
     )
     return found[::-1]

@@ -43,13 +43,20 @@ def text_column(row: Row, column: str) -> str:
     """The text of a column.
 
     Raises:
-        DataError: it is missing, no text, or empty.
+        DataError: it is missing, no text, empty, or holds half a character.
     """
     where, columns = row
     value = columns.get(column)
     if not isinstance(value, str) or not value.strip():
         found = "is missing" if column not in columns else f"is {value!r}, not a text"
         raise DataError(f"{where}: column `{column}` {found} (columns: {', '.join(columns)})")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can write one: "\ud83d" without its second half
+        raise DataError(
+            f"{where}: column `{column}` holds half a character, the lone surrogate "
+            f"{value[error.start]!r} at position {error.start}"
+        ) from None
     return value
 
 

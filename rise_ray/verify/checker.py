@@ -28,6 +28,8 @@ START_DEADLINE_S = 60.0
 """Longest start of a child (it imports sympy)."""
 MAX_FAILED_STARTS = 3
 """In a row, before a checker gives up: one may be killed by a node that is short of memory."""
+START_PAUSE_S = 1.0
+"""Before another start where the system would not make a process at all."""
 CHUNK = 32
 """Items that a child holds at most: enough to hide the pipe, few enough to spread evenly."""
 
@@ -111,6 +113,7 @@ class Checker:
         self._memory_mib = memory_mib
         self._children: list[ChildProcess | None] = [None] * processes
         self._failed_starts = 0
+        self._next_start = 0.0
         self.progress = 0
         """Grows with every reply and every lost child: where it stands still, nothing is done."""
         nothing = _Batch([], self.verifier_version)
@@ -165,13 +168,25 @@ class Checker:
         """Give every child work, wait until one has news or is late, and serve it."""
         for slot, child in enumerate(self._children):
             if child is None:
-                due = time.monotonic() + START_DEADLINE_S
-                self._children[slot] = ChildProcess(self._task, self._memory_mib, due)
+                self._fill(slot)
             elif child.ready:
                 self._feed(child, batch)
-        _wait(self._existing())
+        _wait(self._existing(), self._next_start if None in self._children else None)
         for child in self._existing():
             self._serve(child, batch)
+
+    def _fill(self, slot: int) -> None:
+        """Start a child, unless the last attempt failed just now."""
+        now = time.monotonic()
+        if now < self._next_start:
+            return
+        try:
+            child = ChildProcess(self._task, self._memory_mib, now + START_DEADLINE_S)
+        except OSError as error:  # no memory or no process to be had: perhaps only for a moment
+            self._next_start = now + START_PAUSE_S
+            self._count_failed_start(str(error))
+            return
+        self._children[slot] = child
 
     def _feed(self, child: ChildProcess, batch: _Batch) -> None:
         if batch.has_waiting and not child.in_flight:
@@ -214,20 +229,23 @@ class Checker:
         self._remove(child)
         self.progress += 1
         if not child.ready:
-            self._failed_starts += 1
-            if self._failed_starts == MAX_FAILED_STARTS:
-                raise ConfigError(
-                    f"a verifier process of task `{self._task.name}` does not start: {reason}; "
-                    "its own output says more"
-                )
+            self._count_failed_start(f"{reason}; its own output says more")
         elif child.in_flight:
             batch.settle(child.in_flight.popleft(), Outcome.ERROR, None, reason)
             batch.give_back(child.in_flight)
 
+    def _count_failed_start(self, reason: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise ConfigError(
+                f"a verifier process of task `{self._task.name}` does not start: {reason}"
+            )
 
-def _wait(children: list[ChildProcess]) -> None:
-    """Send what is unsent until a child has something to read or is late."""
+
+def _wait(children: list[ChildProcess], next_start: float | None) -> None:
+    """Send what is unsent until a child has something to read or is late, or one may start."""
     dues = [child.due for child in children if child.due is not None]
+    dues += [] if next_start is None else [next_start]
     timeout = max(0.0, min(dues) - time.monotonic()) if dues else None
     with selectors.DefaultSelector() as selector:
         for child in children:

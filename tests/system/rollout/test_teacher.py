@@ -126,6 +126,15 @@ def test_an_endpoints_answers_become_verified_candidates_in_the_students_tokens(
     assert len({r["seed"] for r in endpoint.requests}) == STATES
 
 
+def test_half_a_character_in_an_endpoints_answer_ends_no_run(
+    rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
+) -> None:
+    endpoint.answer = lambda messages: "well \ud83d"
+    for answer in candidates(list(make_openai().improve(rolled))):
+        assert answer.text == r"well \ud83d"
+        assert answer.verdict.outcome is Outcome.UNPARSEABLE
+
+
 def test_requests_are_bounded_in_number_and_spaced_in_time(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:

@@ -152,6 +152,21 @@ def test_a_bad_row_is_an_error_with_its_file_and_line(tmp_path, name, line, says
         assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "row"),
+    [
+        ("gsm8k", "question", {**gsm8k_row(1), "question": "\ud800?"}),
+        ("gsm8k", "answer", {**gsm8k_row(1), "answer": "half an emoji \ud83d\n#### 1"}),
+        ("math", "solution", {**math_row(1), "solution": r"\boxed{1}" + "\udfff"}),
+    ],
+)
+def test_half_a_character_is_an_error_with_its_line_and_column(tmp_path, name, column, row):
+    good = gsm8k_row(2) if name == "gsm8k" else math_row(2)
+    path = write(tmp_path / "rows.jsonl", [good, row])
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: column `{column}` holds half a char"):
+        task_over(name, path).load("train")
+
+
 def test_bytes_that_are_no_text_are_an_error_with_their_line(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'\n{"question": "\xff"}\n')

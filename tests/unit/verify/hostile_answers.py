@@ -1,6 +1,7 @@
 r"""The corpus of hostile answers: what has hung, crashed or fooled a checker of LaTeX, or might.
 
-Each is text that a model could write between the braces of `\boxed{}`. None of them is worth 72.
+Each is text that a model could write between the braces of `\boxed{}`. None of the corpus is worth
+72; those of `WORTH_72` are, if someone has the patience to see it.
 """
 
 from __future__ import annotations
@@ -97,5 +98,19 @@ STRANGE = {
     "division by zero": r"\frac{1}{0}",
     "only spaces": " \t\n" * 100,
     "only commands": r"\,\;\!\quad" * 60,
+}
+WORTH_72 = {
+    "parentheses": "(" * 80 + "72" + ")" * 80,
+    "more parentheses": "(" * 300 + "72" + ")" * 300,
+    "left and right": r"\left(" * 60 + "72" + r"\right)" * 60,
+    "braces": "{" * 100 + "72" + "}" * 100,
+    "signs": "-" * 400 + "72",
+    "more signs": "-" * 900 + "72",
+    "powers": "72" + "^1" * 400,
+    "powers in braces": "72" + "^{1" * 200 + "}" * 200,
+    "fractions": r"\frac{" * 90 + "72" + "}{1}" * 90,
+    "radicals": r"\sqrt[1]{" * 80 + "72" + "}" * 80,
+    "sum": "72" + "+0" * 400,
+    "product": "72" + r"\cdot 1" * 130,
 }
 CORPUS = {**NEVER_ENDING, **HUGE, **DEEP, **STRANGE}

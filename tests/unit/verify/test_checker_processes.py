@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from rise_ray.errors import ConfigError
 from rise_ray.mdp import Outcome
 from rise_ray.verify import checker as checker_module
 from rise_ray.verify.checker import Checker
+from rise_ray.verify.process import ChildProcess
 from tests.unit.verify.harness import DEADLINE_S, PROBLEM, checking
 
 
@@ -61,6 +63,17 @@ def test_children_that_are_killed_again_and_again_lose_no_item(hostile):
             assert "SIGKILL" in verdict.reason
         else:
             assert verdict.answer == response
+
+
+@pytest.mark.parametrize("step", ["parse", "compare"])
+def test_memory_that_runs_out_within_math_verify_is_an_error_and_the_process_goes(hostile, step):
+    responses = [r"\boxed{72}", rf"{step} \boxed{{36 x}}", r"\boxed{72}"]
+    with checking(TaskConfig(name="hostile_task:Short"), deadline_s=30.0) as checker:
+        (old,) = checker.pids
+        verdicts = checker.check([(PROBLEM, response) for response in responses])
+        assert checker.pids != [old]
+    assert [v.outcome.value for v in verdicts] == ["correct", "error", "correct"]
+    assert "out of memory" in verdicts[1].reason
 
 
 def test_an_interrupted_check_leaves_no_reply_for_the_next_one(hostile):
@@ -123,6 +136,37 @@ def test_no_child_outlives_a_parent_that_is_killed_in_the_middle_of_a_check(host
 def test_a_task_that_does_not_load_is_a_config_error_and_leaves_no_process(hostile, task, says):
     with pytest.raises(ConfigError, match=says):
         Checker(task, 2, DEADLINE_S, 1024)
+
+
+@pytest.fixture
+def refused_starts(monkeypatch):
+    """How many of the next starts the system refuses, as one that has no process left."""
+    refused = [0]
+
+    def start(*args):
+        if refused[0]:
+            refused[0] -= 1
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return ChildProcess(*args)
+
+    monkeypatch.setattr(checker_module, "ChildProcess", start)
+    monkeypatch.setattr(checker_module, "START_PAUSE_S", 0.2)
+    return refused
+
+
+def test_a_start_that_the_system_refuses_is_tried_again(hostile, refused_starts):
+    refused_starts[0] = 2
+    with checking(hostile, processes=2, deadline_s=30.0) as checker:
+        assert len(checker.pids) == 2
+        refused_starts[0] = 2
+        verdicts = checker.check([(PROBLEM, text) for text in ("exit", "exit", "ok", "ok")])
+    assert [v.outcome.value for v in verdicts] == ["error", "error", "correct", "correct"]
+
+
+def test_starts_that_are_refused_again_and_again_are_a_config_error(hostile, refused_starts):
+    refused_starts[0] = 100
+    with pytest.raises(ConfigError, match=r"does not start: .*temporarily unavailable"):
+        Checker(hostile, 2, DEADLINE_S, 1024)
 
 
 def test_too_little_memory_to_start_is_said():

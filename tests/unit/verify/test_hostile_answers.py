@@ -17,7 +17,7 @@ from rise_ray.config import TaskConfig
 from rise_ray.mdp import Outcome, Problem
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
 from tests.unit.verify.harness import DEADLINE_S, PROBLEM, checking
-from tests.unit.verify.hostile_answers import CORPUS
+from tests.unit.verify.hostile_answers import CORPUS, WORTH_72
 
 TASKS = ("gsm8k", "math", "countdown")
 COUNTDOWN = replace(PROBLEM, task="countdown", data={"numbers": [5, 6, 9], "target": 21})
@@ -92,6 +92,17 @@ def test_every_hostile_answer_has_a_verdict_with_its_reason_in_time_and_memory(
     assert peak.mib < MEMORY_MIB
     (after,) = checker.check([(problem, RIGHT[task])])
     assert after.outcome is Outcome.CORRECT
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("task", ["math", pytest.param("gsm8k", marks=pytest.mark.slow)])
+def test_a_right_answer_that_is_too_deep_to_check_is_never_incorrect(
+    task: str, checkers: dict[str, Checker]
+) -> None:
+    items = [(problem_of(task), rf"\boxed{{{text}}}") for text in WORTH_72.values()]
+    verdicts = dict(zip(WORTH_72, checkers[task].check(items), strict=True))
+    assert [n for n, v in verdicts.items() if v.outcome is Outcome.INCORRECT] == []
+    assert verdicts["more signs"].outcome is Outcome.ERROR
 
 
 @pytest.mark.slow
