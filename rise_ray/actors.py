@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
-from rise_ray.config import ModelConfig, ModelTeacher
+from rise_ray.cluster import await_cpu
+from rise_ray.config import ModelConfig, ModelTeacher, WorkersConfig
 from rise_ray.config import OpenAITeacher as OpenAITeacherConfig
 from rise_ray.console import Console
 from rise_ray.mdp import Trajectory, derive_seed
@@ -26,7 +27,7 @@ from rise_ray.tasks.base import Task
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
 
 Probe = Callable[[ChatFormat], tuple[tuple[int, ...], ...]]
-Roll = Callable[[Sequence[EpisodeSpec]], Iterable[Trajectory]]
+Roll = Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]]
 
 
 class Actors:
@@ -48,24 +49,32 @@ class Actors:
 
     def stop(self) -> None:
         """Stop all of them."""
-        for pool in (self._pool, self._teacher_pool):
-            if pool is not None:
-                pool.release()
+        self.release_workers()
         for verifier in self.__dict__.get("_verifiers", ()):
             verifier.stop()
 
     def release_workers(self) -> None:
-        """Give the rollout workers' CPUs or GPUs to a training; the next roll starts them anew."""
-        if self._pool is not None:
-            self._pool.release()
+        """Give all workers' CPUs or GPUs to a training; the next roll starts them anew."""
+        for pool in self._pools():
+            pool.release()
+
+    def make_room(self, what: str) -> None:
+        """Give back what the pools took beyond `min_workers`, and wait until a task has its CPU.
+
+        Raises:
+            ClusterError: it was not free within the rollout workers' `start_deadline_s`.
+        """
+        for pool in self._pools():
+            pool.shrink()
+        await_cpu(what, self._config.rollout.workers.start_deadline_s)
 
     def roller(self, weights: WeightVersion, student: ChatFormat | None) -> Roll:
         """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
 
-        def roll(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
+        def roll(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
             pool = self._pool_with(weights)
             self._console.rolling()
-            trajectories = pool.roll(specs)
+            trajectories = pool.roll(specs, total, errors)
             if student is None or self._config.teacher.kind == "none":
                 return trajectories
             return self._teacher_of(student).improve(trajectories)
@@ -74,7 +83,7 @@ class Actors:
 
     def counters(self) -> dict[str, int]:
         """What was lost and spent so far: a stage's share is the difference after it."""
-        pools = [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
+        pools = self._pools()
         counters = {
             "lost_workers": sum(pool.lost_workers for pool in pools),
             "requeued_episodes": sum(pool.requeued for pool in pools),
@@ -82,6 +91,9 @@ class Actors:
         if isinstance(self._config.teacher, OpenAITeacherConfig):
             counters["teacher_tokens"] = self._run.teacher_tokens
         return counters
+
+    def _pools(self) -> list[RolloutPool]:
+        return [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
 
     def _pool_with(self, weights: WeightVersion) -> RolloutPool:
         """The pool, started or synced to `weights`."""
@@ -115,6 +127,8 @@ class Actors:
             self._teacher = make_teacher(
                 student, config.teacher, self._teacher_pool, config.seed, spending
             )
+        elif self._teacher_pool is not None:
+            self._teacher_pool.wait_ready()  # as long as the rollouts have not taken all room
         return self._teacher
 
     def _start_teacher_pool(self, teacher: ModelTeacher) -> RolloutPool:
@@ -123,9 +137,11 @@ class Actors:
             max_model_len=teacher.max_model_len,
             trust_remote_code=self._config.model.trust_remote_code,
         )
+        for pool in self._pools():
+            pool.shrink()  # an evaluation before may have left it at its largest
         parity = self._run.folder / "teacher"
         pool = RolloutPool(
-            given_model(model, teacher.workers.num_gpus, parity, self._probe),
+            given_model(model, teacher.workers, parity, self._probe),
             model,
             teacher.workers,
             self._config.sync,
@@ -142,15 +158,21 @@ class Actors:
         return start_verifiers(self._config.task, self._config.verify)
 
 
-def given_model(model: ModelConfig, num_gpus: float, parity: Folder, probe: Probe) -> WeightVersion:
-    """A model that was not trained here, as version 0, for workers with `num_gpus` each.
+def given_model(
+    model: ModelConfig, workers: WorkersConfig, parity: Folder, probe: Probe
+) -> WeightVersion:
+    """A model that was not trained here, as version 0, for such workers.
 
     Its probe reference is made once, by plain Hugging Face, and kept in `parity`.
+
+    Raises:
+        ClusterError: no CPU was free for that within the workers' `start_deadline_s`.
     """
     assert model.path is not None
     checkpoint = shared_model(model.path)
     if not parity.exists(PARITY_FILE):
         sequences = probe(load_chat(locate_tokenizer(checkpoint), model, checkpoint))
-        dtype = resolve_dtype(model.dtype, num_gpus)
+        dtype = resolve_dtype(model.dtype, workers.num_gpus)
+        await_cpu(f"the parity reference of {checkpoint}", workers.start_deadline_s)
         reference_in_task(checkpoint, sequences, dtype, model.trust_remote_code).save(parity)
     return WeightVersion(0, checkpoint, parity.uri)

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from rise_ray.config import ModelTeacher, RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
 from rise_ray.reach import connection_failure
 
-_DATA_CPUS = 0.25  # what a Ray Data task asks for; without it the data pipeline would not start
+# What a sort task of Ray Data asks for, and cannot be told otherwise; the parity reference, too.
+_TASK_CPUS = 1.0
 
 _LOOPBACK = "127.0.0.1"
 
@@ -36,13 +38,24 @@ def connected(config: RunConfig, debug: bool) -> Iterator[None]:
         ray.shutdown()
 
 
+def draining_nodes() -> set[str]:
+    """Ids of nodes that are about to be taken away: a spot node's notice, or a scale-down."""
+    from ray._private.state import state  # there is no public way; Ray Data and Train use this one
+
+    return set(state.get_draining_nodes())
+
+
 def in_job_copy(path: str) -> bool:
     """Whether a path is in the copy of a job's working directory that Ray deletes in the end."""
     return "working_dir_files" in Path(path).parts
 
 
 def required_resources(config: RunConfig) -> dict[str, float]:
-    """What a run needs at the same time at least, as Ray resources."""
+    """What a run needs at the same time at least, as Ray resources.
+
+    Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers;
+    trainings do only where workers are not released.
+    """
     workers: dict[str, float] = {}
     train: dict[str, float] = {}
     for who, each, count in _workers(config):
@@ -53,10 +66,11 @@ def required_resources(config: RunConfig) -> dict[str, float]:
                 workers[name] = workers.get(name, 0.0) + amount * count
     needed: dict[str, float] = {}
     for name in {*workers, *train}:
-        together = (workers.get(name, 0.0), train.get(name, 0.0))
-        at_once = max(together) if config.rollout.release_during_training else sum(together)
-        needed[name] = at_once
-    needed["CPU"] += config.verify.actors * config.verify.num_cpus + _DATA_CPUS
+        rolling = workers.get(name, 0.0)
+        staying = 0.0 if config.rollout.release_during_training else rolling
+        task = _TASK_CPUS if name == "CPU" else 0.0
+        needed[name] = max(rolling + task, staying + train.get(name, 0.0))
+    needed["CPU"] += config.verify.actors * config.verify.num_cpus
     return {name: round(amount, 3) for name, amount in sorted(needed.items()) if amount}
 
 
@@ -84,6 +98,31 @@ def check_resources(config: RunConfig) -> None:
             "`num_gpus` or the numbers of workers, or set `ray.autoscaling: true` if nodes join "
             "on demand"
         )
+
+
+def await_cpu(what: str, deadline_s: float) -> None:
+    """Block until a task of the run itself would be scheduled: Ray lets it wait for ever.
+
+    Args:
+        what: the task that comes next, for the error.
+        deadline_s: seconds; nodes may join meanwhile.
+
+    Raises:
+        ClusterError: no node had a whole CPU free in time.
+    """
+    probe = ray.remote(num_cpus=_TASK_CPUS)(_nothing).remote()
+    try:
+        ray.get(probe, timeout=deadline_s)
+    except GetTimeoutError as error:
+        ray.cancel(probe)
+        raise ClusterError(
+            f"{what} needs {_TASK_CPUS:g} CPU, and no node had it free within {deadline_s:g} s "
+            f"(the workers' `start_deadline_s`); the cluster has free: {ray.available_resources()}"
+        ) from error
+
+
+def _nothing() -> None:
+    pass
 
 
 def _amounts(resources: dict[str, float]) -> str:

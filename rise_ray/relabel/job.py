@@ -80,6 +80,9 @@ def write_relabeled(
         seed: of the examples' order and of the control's draws.
         output: an examples folder; replaced.
 
+    At least one whole CPU has to be free (`rise_ray.cluster.await_cpu`): without it Ray Data waits
+    for ever.
+
     Raises:
         TrainError: no response passed the rule.
         StoreError: a part is damaged, or was lost, added or replaced since its phase was sealed.
@@ -101,7 +104,8 @@ def write_relabeled(
             batch_format="numpy",
             num_cpus=_TASK_CPUS,
         )
-        # Orders are hashes, even over their range: no sampling is needed to cut it evenly.
+        # Orders are hashes, even over their range: no sampling is needed to cut it evenly. Each
+        # sort task asks for a whole CPU, and Ray Data (2.60) has no way to ask for less.
         .sort("order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION)))
     )
     try:

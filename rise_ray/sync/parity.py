@@ -217,7 +217,10 @@ def reference_logprobs(
 def reference_in_task(
     checkpoint: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
 ) -> ParityReference:
-    """`reference_logprobs` of a folder, URI or hub name, in a Ray task of its own process."""
+    """`reference_logprobs` of a folder, URI or hub name, in a Ray task of its own process.
+
+    While no CPU is free it waits without end: see `rise_ray.cluster.await_cpu`.
+    """
     import ray
 
     def score() -> ParityReference:

@@ -1,6 +1,6 @@
 """The trainer's side of a weight sync: a checkpoint folder, streamed as buckets by a Ray actor.
 
-    server = WeightServerActor.remote(checkpoint, version, bucket_bytes)
+    server = start_weight_server(checkpoint, version, bucket_bytes)
     for bucket in pull(server, deadline_s):   # on any node, by any number of engines
         ...
 
@@ -21,6 +21,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import model_folder
@@ -157,14 +158,24 @@ class WeightServer:
 
 
 WeightServerActor = ray.remote(num_cpus=0)(WeightServer)
-"""`WeightServer` as an actor. It owns the buckets: keep its handle until every engine is done."""
+"""`WeightServer` as an actor; see `start_weight_server`."""
+
+
+def start_weight_server(checkpoint: str, version: int, bucket_bytes: int) -> Any:
+    """A `WeightServerActor` on the caller's node, which no other node's loss ends.
+
+    It owns the buckets: keep its handle until every engine is done.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    server = WeightServerActor.options(scheduling_strategy=here)
+    return server.remote(checkpoint, version, bucket_bytes)
 
 
 def pull(server: Any, deadline_s: float) -> tuple[Manifest, Iterator[Bucket]]:
     """A server's manifest and its buckets in order; the next is prepared while one is loaded.
 
     Args:
-        server: handle of a `WeightServerActor`.
+        server: handle from `start_weight_server`.
         deadline_s: seconds that everything together may take, the caller's loading included.
 
     Raises:

@@ -18,7 +18,7 @@ from rise_ray.sync.parity import (
     engine_logprobs,
     reference_logprobs,
 )
-from rise_ray.sync.source import WeightServerActor, pull
+from rise_ray.sync.source import pull, start_weight_server
 from rise_ray.sync.update import SyncReport, sync_engine, update_engine
 
 ENGINE_ENV = {
@@ -89,7 +89,7 @@ def push_host(backend: str) -> Any:
 
 def serve(model: str, version: int) -> Any:
     """A server of a model's weights."""
-    return WeightServerActor.remote(model, version, BUCKET_BYTES)
+    return start_weight_server(model, version, BUCKET_BYTES)
 
 
 @ray.remote(num_cpus=0.1, runtime_env={"env_vars": ENGINE_ENV})

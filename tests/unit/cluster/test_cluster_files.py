@@ -34,7 +34,14 @@ def aws() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ray_job() -> dict[str, Any]:
-    return dict(yaml.safe_load((CLUSTER / "kuberay-rayjob.yaml").read_text()))
+    return _kuberay("RayJob")
+
+
+def _kuberay(kind: str) -> dict[str, Any]:
+    """The one document of a kind in the KubeRay file."""
+    documents = yaml.safe_load_all((CLUSTER / "kuberay-rayjob.yaml").read_text())
+    (document,) = (dict(document) for document in documents if document["kind"] == kind)
+    return document
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
@@ -118,6 +125,40 @@ def test_aws_nodes_cost_nothing_until_a_job_asks_for_them(aws: dict[str, Any]) -
 
 def test_no_dashboard_listens_beyond_the_head(aws: dict[str, Any]) -> None:
     assert not any("dashboard-host" in line for line in aws["head_start_ray_commands"])
+
+
+def test_only_the_runs_pods_and_the_operator_reach_the_ray_jobs_pods(
+    ray_job: dict[str, Any],
+) -> None:
+    policy = _kuberay("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    selected = policy["podSelector"]["matchLabels"]
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert selected.items() <= group["template"]["metadata"]["labels"].items()
+    among, operator = policy["ingress"]
+    assert among == {"from": [{"podSelector": {"matchLabels": selected}}]}
+    (peer,) = operator["from"]
+    label = {"app.kubernetes.io/component": "kuberay-operator"}
+    assert peer["podSelector"]["matchLabels"] == label
+    assert [port["port"] for port in operator["ports"]] == [8265]
+    # By default a pod of its own submits, which the policy would keep out.
+    assert ray_job["spec"]["submissionMode"] == "HTTPMode"
+
+
+def test_aws_secrets_reach_the_shell_that_starts_ray_and_no_file(tmp_path: Path) -> None:
+    lines = re.findall(r"^  # (- grep .*)$", (CLUSTER / "aws.yaml").read_text(), re.MULTILINE)
+    (tmp_path / "aws").write_text('#!/bin/sh\necho "$@" | grep -o "rise-ray/[A-Z_]*"\n')
+    (tmp_path / "aws").chmod(0o755)
+    shell = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    (tmp_path / ".bashrc").touch()
+    for command in yaml.safe_load("\n".join(lines)) * 2:  # a second `ray up` adds nothing
+        subprocess.run(["bash", "-c", command], env=shell, check=True)
+    bashrc = (tmp_path / ".bashrc").read_text()
+    assert bashrc.count("export") == bashrc.count("=$(aws ") == 2
+    show = "source ~/.bashrc; echo $HF_TOKEN $WANDB_API_KEY"
+    shown = subprocess.run(["bash", "-c", show], env=shell, check=True, stdout=subprocess.PIPE)
+    assert shown.stdout == b"rise-ray/HF_TOKEN rise-ray/WANDB_API_KEY\n"
 
 
 def test_a_stopped_job_has_the_time_that_a_graceful_stop_takes(
