@@ -144,13 +144,14 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
         _show(run, console)
         return 0
     # The folder is made when Ray is there: what fails before leaves nothing behind.
-    with connected(config, options.debug), Ownership(run.folder, console.line):
+    with connected(config, options.debug):
         handle_signals()  # Ray took SIGTERM over
-        run = Run(config, options.resume)
-        for repair in mend(run):
-            console.line(repair)
-        with Stages(run, console) as stages:
-            execute(stages)
+        with Ownership(run.folder, console.line):
+            run = Run(config, options.resume)
+            for repair in mend(run):
+                console.line(repair)
+            with Stages(run, console) as stages:
+                execute(stages)
     return 0
 
 

@@ -49,6 +49,10 @@ def stop_signals() -> Iterator[None]:
         if isinstance(error, Stopped):
             raise
         raise Stopped(_asked or signal.SIGINT) from error
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise Stopped(signal.SIGTERM) from error  # it came while Ray started, which had it then
     finally:
         if _watchdog is not None:
             _watchdog.cancel()

@@ -88,7 +88,7 @@ def specs_for(
 
 
 def roll_phase(
-    roll: Callable[[Sequence[EpisodeSpec]], Iterable[Trajectory]],
+    roll: Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]],
     specs: Sequence[EpisodeSpec],
     store: TrajectoryStore,
     iteration: int,
@@ -101,7 +101,8 @@ def roll_phase(
     What has ended when this is interrupted or fails is stored first.
 
     Args:
-        roll: runs specs; `RolloutPool.roll`, with a teacher behind it or not.
+        roll: runs specs, of so many in the phase, so many of which ended as `error` before;
+            `RolloutPool.roll`, with a teacher behind it or not.
         specs: of the whole phase.
         store, iteration, phase: where the trajectories go.
         max_verdict_error_share: of all verdicts; more stop the phase.
@@ -114,11 +115,12 @@ def roll_phase(
         RolloutError: too many checks failed, or trajectories are missing in the end.
         StoreError: a part that is there is damaged, or no part can be written.
     """
-    stored = store.ids(iteration, phase)
+    stored = store.stop_reasons(iteration, phase)
+    errors = sum(reason is StopReason.ERROR for reason in stored.values())
     missing = [spec for spec in specs if spec.id not in stored]
     tally = Tally()
     with Committer(store, iteration, phase) as committer:
-        for trajectory in roll(missing) if missing else ():
+        for trajectory in roll(missing, len(specs), errors) if missing else ():
             committer.add(trajectory)
             tally.add(trajectory)
             progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)

@@ -39,12 +39,35 @@ class LeaseBook:
         """Episodes leased to `worker`."""
         return len(self._leases.get(worker, ()))
 
-    def take(self, worker: str, count: int) -> list[str]:
-        """Lease up to `count` queued episodes to `worker`."""
-        taken = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
-        if taken:
-            self._leases.setdefault(worker, set()).update(taken)
+    def take(self, worker: str, capacity: int) -> list[str]:
+        """Lease queued episodes to `worker` until it holds `capacity`.
+
+        One of the episodes that a worker held may have killed it. So those that were lost before
+        are leased in ever smaller company, and for the last time alone: what kills every worker is
+        set aside, and nothing with it.
+        """
+        held = self._leases.setdefault(worker, set())
+        room = min([capacity, *(self._company(episode, capacity) for episode in held)])
+        taken: list[str] = []
+        passed: list[str] = []
+        while self._queue and len(held) < room:
+            episode = self._queue.popleft()
+            company = self._company(episode, capacity)
+            if len(held) >= company:
+                passed.append(episode)  # for a worker that holds less
+                continue
+            room = min(room, company)
+            held.add(episode)
+            taken.append(episode)
+        self._queue.extendleft(reversed(passed))
         return taken
+
+    def _company(self, episode: str, capacity: int) -> int:
+        """With how many episodes, itself included, this one may be on a worker."""
+        losses = self._losses[episode]
+        if not losses:
+            return capacity
+        return 1 if losses == self._max_attempts - 1 else max(1, capacity >> 3 * losses)
 
     def complete(self, worker: str, episode: str) -> bool:
         """`worker` returned `episode`; False if it no longer holds it (drop the result)."""
@@ -53,15 +76,19 @@ class LeaseBook:
         self._leases[worker].remove(episode)
         return True
 
-    def lost(self, worker: str) -> list[str]:
-        """`worker` died: its leases go to the front of the queue.
+    def lost(self, worker: str, counts: bool = True) -> list[str]:
+        """`worker` is gone: its leases go to the front of the queue.
+
+        Args:
+            worker: which.
+            counts: whether this may be the fault of an episode that it held.
 
         Returns:
             The episodes that have now been lost `max_attempts` times, which are set aside.
         """
         aside = []
         for episode in sorted(self._leases.pop(worker, ()), reverse=True):
-            self._losses[episode] += 1
+            self._losses[episode] += counts
             if self._losses[episode] >= self._max_attempts:
                 aside.append(episode)
             else:

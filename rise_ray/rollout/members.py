@@ -19,6 +19,8 @@ class Status(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
+    """Its node is about to be taken away: it finishes what it can and gets nothing new."""
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Member:
     """What it is doing, None if nothing."""
     since: float
     """When it was called."""
+    node: str = ""
+    """The id of its node, once it has answered."""
     tokens: int = 0
     """Generated, when it last told."""
     barren_s: float = 0.0
@@ -48,6 +52,7 @@ class Member:
         moves = progress.tokens > self.tokens or not progress.engine_busy
         self.barren_s = 0.0 if moves else self.barren_s + progress.seconds
         self.tokens = progress.tokens
+        self.node = progress.node
 
     def stalled(self, deadline_s: float) -> str | None:
         """The sign of life that a worker with episodes has not given for `deadline_s`.

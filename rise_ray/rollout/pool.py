@@ -19,20 +19,23 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from rise_ray.cluster import draining_nodes
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.errors import ClusterError, RolloutError, SyncError, user_error
+from rise_ray.errors import ClusterError, RolloutError, StoreError, SyncError, user_error
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker, WeightVersion
 from rise_ray.sync.receiver import push_weights
-from rise_ray.sync.source import WeightServerActor
+from rise_ray.sync.source import start_weight_server
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_CAUSE = 300  # characters: Ray adds what it has ever seen cause a death
 _MOST_START_FAILURES = 2  # in a row; one more for each worker, since a lost node takes several
+_LONGEST_PAUSE_S = 60.0  # before the next start, where some fail and others work
+_LOOK_EVERY_S = 2.0  # for nodes that are about to go
 
 
 class RolloutPool:
@@ -66,14 +69,24 @@ class RolloutPool:
         self._names = (f"{label}-{number}" for number in itertools.count())
         self._members: dict[str, Member] = {}
         self._start_failures = 0
+        self._last_failure = ""
+        self._next_start = 0.0
+        self._next_look = 0.0
         self.lost_workers = 0
         self.requeued = 0
         """Leases that went back to the queue, all rolls together."""
 
-    def roll(self, specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+    def roll(
+        self, specs: Sequence[EpisodeSpec], total: int | None = None, errors: int = 0
+    ) -> Iterator[Trajectory]:
         """Run episodes; yield each one's trajectory once, as they end.
 
         An episode that is lost with `max_attempts` workers is yielded with stop reason `error`.
+
+        Args:
+            specs: the episodes.
+            total: how many `max_error_share` is a share of; all of `specs` by default.
+            errors: how many of those ended as `error` before.
 
         Raises:
             RolloutError: too many episodes ended as `error`, or no worker can be started.
@@ -81,18 +94,19 @@ class RolloutPool:
         """
         by_id = {spec.id: spec for spec in specs}
         book = LeaseBook(by_id, self._config.max_attempts)
-        errors = 0
+        total = len(by_id) if total is None else total
         if book.open:
             self._grow(book.open)
             self.wait_ready()
         while book.open:
+            self._leave_draining_nodes()
             self._grow(book.open)
             self._limit_starts()
             self._lease(book, by_id)
             for trajectory in self._collect(book, by_id):
                 if trajectory.stop_reason is StopReason.ERROR:
                     errors += 1
-                    self._limit_errors(errors, len(by_id), trajectory)
+                    self._limit_errors(errors, total, trajectory)
                 yield trajectory
 
     def wait_ready(self) -> None:
@@ -107,8 +121,7 @@ class RolloutPool:
         while self._ready_count() < self._config.min_workers:
             self._grow(1)
             calls = {m.call: m for m in self._members.values() if m.status is Status.STARTING}
-            done, _ = ray.wait(list(calls), timeout=1.0)
-            for call in done:
+            for call in _first_done(calls):
                 self._started(calls[call])
             if time.monotonic() - started > self._config.start_deadline_s:
                 raise ClusterError(self._explain_missing())
@@ -124,8 +137,8 @@ class RolloutPool:
         self.version = version
         members = list(self._members.values())
         for member in members:
-            if member.status is Status.STARTING:
-                self._remove(member)  # it is loading the version before
+            if member.status is not Status.READY:
+                self._remove(member)  # it is loading the version before, or its node goes
         ready = [member for member in members if member.status is Status.READY]
         backend = self._sync.backend
         if backend == "object_store":
@@ -141,7 +154,7 @@ class RolloutPool:
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
         version = self.version
-        self._server = WeightServerActor.remote(
+        self._server = start_weight_server(
             version.checkpoint, version.iteration, self._sync.bucket_bytes
         )
         return {m.handle.sync.remote(version, self._server): m for m in members}
@@ -150,7 +163,7 @@ class RolloutPool:
         """One GPU task sends the checkpoint to all workers over vLLM's own backend."""
         # With ipc the sender shares the one worker's GPU, with nccl it has its own.
         num_gpus = 1 - self._config.num_gpus if backend == "ipc" else 1
-        sent = ray.remote(num_gpus=num_gpus, max_calls=1)(push_weights).remote(
+        sent = ray.remote(num_cpus=0, num_gpus=num_gpus, max_calls=1)(push_weights).remote(
             self.version.checkpoint,
             self.version.iteration,
             self._sync.bucket_bytes,
@@ -200,11 +213,19 @@ class RolloutPool:
         for member in list(self._members.values()):
             self._remove(member)
 
+    def shrink(self) -> None:
+        """Stop the workers beyond `min_workers`, starting ones first; a roll starts them anew."""
+        members = sorted(self._members.values(), key=lambda m: m.status is Status.READY)
+        for member in members[: max(0, len(members) - self._config.min_workers)]:
+            self._remove(member)
+
     def _grow(self, episodes: int) -> None:
         """Ask Ray for the workers that `episodes` open episodes can keep busy."""
         wanted = math.ceil(episodes / self._config.episodes_in_flight)
         wanted = min(max(wanted, self._config.min_workers), self._config.max_workers)
-        while len(self._members) < wanted:
+        if self._ready_count() and time.monotonic() < self._next_start:
+            return
+        while self._staying_count() < wanted:
             self._start()
 
     def _start(self) -> None:
@@ -224,19 +245,20 @@ class RolloutPool:
         )
 
     def _lease(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> None:
-        for member in self._members.values():
-            if member.status is not Status.READY or member.call is not None:
+        for member in list(self._members.values()):
+            if member.status is Status.STARTING or member.call is not None:
                 continue
-            room = self._config.episodes_in_flight - book.held(member.name)
-            specs = [by_id[i] for i in book.take(member.name, room)]
-            if specs or book.held(member.name):
-                member.exchange(specs)
+            stays = member.status is Status.READY
+            taken = book.take(member.name, self._config.episodes_in_flight) if stays else []
+            if book.held(member.name):
+                member.exchange([by_id[episode] for episode in taken])
+            elif not stays:
+                self._remove(member)
 
     def _collect(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
         """Wait for workers' answers; handle joins, results, deaths and stalls."""
         calls = {m.call: m for m in self._members.values() if m.call is not None}
-        done, _ = ray.wait(list(calls), timeout=1.0)
-        for call in done:
+        for call in _first_done(calls):
             member = calls[call]
             if member.status is Status.STARTING:
                 self._started(member)
@@ -245,6 +267,8 @@ class RolloutPool:
             try:
                 progress: Progress = ray.get(call)
             except RayError as error:
+                if getattr(error, "preempted", False):
+                    member.status = Status.LEAVING
                 yield from self._lost(member, _cause(error), book, by_id)
                 continue
             member.note(progress)
@@ -262,24 +286,50 @@ class RolloutPool:
             ray.get(member.call)
         except RayError as error:
             self._remove(member)
-            self._start_failures += 1
-            _raise_if_ours(error)
-            logger.warning("worker %s did not start: %s", member.name, _cause(error))
-            if self._start_failures >= _MOST_START_FAILURES + self._config.max_workers:
-                raise RolloutError(
-                    f"{self._label} workers cannot start ({self._start_failures} in a row failed); "
-                    f"the last cause: {_cause(error)}"
-                ) from error
+            self._start_failed(member, error)
             return
         self._start_failures = 0
         member.status, member.call = Status.READY, None
+
+    def _start_failed(self, member: Member, error: RayError) -> None:
+        """Try again, later and later while others work; with none, give up after some times.
+
+        Raises:
+            RiseError: what every other start would meet too; unlike a store, which may be back.
+        """
+        if not isinstance(user_error(error), StoreError):
+            _raise_if_ours(error)
+        self._start_failures += 1
+        self._last_failure = _cause(error)
+        logger.warning("worker %s did not start: %s", member.name, self._last_failure)
+        pause_s = min(2.0**self._start_failures, _LONGEST_PAUSE_S)
+        self._next_start = time.monotonic() + pause_s
+        most = _MOST_START_FAILURES + self._config.max_workers
+        if self._start_failures >= most and not self._ready_count():
+            _raise_if_ours(error)
+            raise RolloutError(
+                f"{self._label} workers cannot start ({self._start_failures} in a row failed); "
+                f"the last cause: {self._last_failure}"
+            ) from error
+
+    def _leave_draining_nodes(self) -> None:
+        """Lease nothing more to workers on nodes that are about to be taken away."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_EVERY_S
+        draining = draining_nodes()
+        for member in self._members.values():
+            if member.status is Status.READY and member.node in draining:
+                logger.warning("worker %s leaves: its node is about to go", member.name)
+                member.status = Status.LEAVING
 
     def _lost(
         self, member: Member, reason: str, book: LeaseBook, by_id: dict[str, EpisodeSpec]
     ) -> Iterator[Trajectory]:
         held = book.held(member.name)
         self._drop(member, f"{member.name} is lost with {held} episodes: {reason}")
-        aside = book.lost(member.name)
+        aside = book.lost(member.name, counts=member.status is not Status.LEAVING)
         self.requeued += held - len(aside)
         for episode in aside:
             yield failed_trajectory(
@@ -299,6 +349,9 @@ class RolloutPool:
 
     def _ready_count(self) -> int:
         return sum(member.status is Status.READY for member in self._members.values())
+
+    def _staying_count(self) -> int:
+        return sum(member.status is not Status.LEAVING for member in self._members.values())
 
     def _limit_errors(self, errors: int, total: int, last: Trajectory) -> None:
         if errors > self._config.max_error_share * total:
@@ -334,7 +387,16 @@ class RolloutPool:
             f"came up within {config.start_deadline_s:g} s; each needs {config.num_cpus:g} CPU, "
             f"{config.num_gpus:g} GPU {config.resources or ''}; the cluster has free: "
             f"{ray.available_resources()}"
+            + (f"; the last start failed: {self._last_failure}" if self._last_failure else "")
         )
+
+
+def _first_done(calls: dict[Any, Member]) -> list[Any]:
+    """Those that have returned; waits a second for the first."""
+    if not calls:
+        time.sleep(1.0)
+        return []
+    return list(ray.wait(list(calls), timeout=1.0)[0])
 
 
 def _raise_if_ours(error: RayError) -> None:

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
+from rise_ray.errors import SyncError
 from rise_ray.mdp import Trajectory, Verdict
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.rollout.chat import load_chat
@@ -61,6 +64,8 @@ class Progress:
     """Generated since the worker's start."""
     seconds: float
     """That this exchange ran."""
+    node: str
+    """The worker's node id in Ray."""
 
 
 class RolloutWorker(WeightReceiver):
@@ -119,7 +124,10 @@ class RolloutWorker(WeightReceiver):
         Raises:
             SyncError: the weights did not arrive whole, or the probe disagrees.
         """
-        sync_engine(self.engine, server, self._sync.deadline_s)
+        try:
+            sync_engine(self.engine, server, self._sync.deadline_s)
+        except SyncError as error:
+            raise SyncError(f"{self.name}: {error}") from error
         return self.adopt(version)
 
     def adopt(self, version: WeightVersion) -> ParityReport:
@@ -155,7 +163,8 @@ class RolloutWorker(WeightReceiver):
                 self._verified(episode, request, verdicts)
         finished, self._finished = self._finished, []
         seconds = time.monotonic() - started
-        return Progress(finished, self._engine.busy, self._engine.tokens, seconds)
+        node = ray.get_runtime_context().get_node_id()
+        return Progress(finished, self._engine.busy, self._engine.tokens, seconds, node)
 
     def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -10,6 +10,7 @@ any part was lost, added or replaced since.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -135,22 +136,40 @@ class TrajectoryStore:
         return self.folder / f"iteration={iteration}" / f"phase={phase.value}"
 
     def write(self, iteration: int, phase: Phase, trajectories: Sequence[Trajectory]) -> str:
-        """Commit trajectories (at least one) as one part; its name."""
+        """Commit trajectories (at least one) as one part; its name.
+
+        Raises:
+            StoreError: two of them have the same id, or the part cannot be written.
+        """
         return self.write_table(iteration, phase, trajectories_to_table(trajectories))
 
     def write_table(self, iteration: int, phase: Phase, table: pa.Table) -> str:
         """`write` of a table."""
+        folder = self.phase(iteration, phase)
+        ids = Counter(table["id"].to_pylist())
+        doubled = [name for name, count in ids.items() if count > 1]
+        if doubled:  # readers of a sealed phase take every row of a part
+            raise StoreError(
+                f"{folder.uri}: a part with {doubled[0]} twice was not written; go on with "
+                "--resume: what is missing is rolled again"
+            )
         content = to_bytes(table, TRAJECTORY_SCHEMA)
         name = _part_name(content)
-        self.phase(iteration, phase).write(name, content)
+        folder.write(name, content)
         return name
 
     def ids(self, iteration: int, phase: Phase) -> set[str]:
         """Ids of the stored trajectories of a phase."""
+        return set(self.stop_reasons(iteration, phase))
+
+    def stop_reasons(self, iteration: int, phase: Phase) -> dict[str, StopReason]:
+        """How each of the stored episodes of a phase ended, by id."""
         folder = self.phase(iteration, phase)
-        found: set[str] = set()
+        found: dict[str, StopReason] = {}
         for name in self.parts(iteration, phase):
-            found.update(read_part(folder, name, columns=["id"])["id"].to_pylist())
+            part = read_part(folder, name, columns=["id", "stop_reason"])
+            reasons = map(StopReason, part["stop_reason"].to_pylist())
+            found.update(zip(part["id"].to_pylist(), reasons, strict=True))
         return found
 
     def parts(self, iteration: int, phase: Phase, sealed: str | None = None) -> list[str]:

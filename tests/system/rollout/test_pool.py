@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
 
-from rise_ray.errors import ClusterError, RolloutError
+from rise_ray.errors import ClusterError, RolloutError, SyncError
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
@@ -109,22 +112,38 @@ def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
     assert sampled(rolled) == sampled(pair.roll(specs))
 
 
+class Poison(str):
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (1,)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_episode_lost_with_max_attempts_workers_is_an_error_and_not_an_answer(
-    make_pool: MakePool,
-) -> None:
-    specs = make_specs(32, **LONG)
-    pool = make_pool("unlucky", episodes_in_flight=16, max_attempts=2, max_error_share=1.0)
-    with losing_workers(signal.SIGKILL, 2):
-        rolled = list(pool.roll(specs))
+def test_a_poisonous_episode_is_an_error_and_costs_no_other(make_pool: MakePool) -> None:
+    specs = make_specs(24)
+    specs[5] = replace(specs[5], feedback=Poison())
+    pool = make_pool("poisoned", episodes_in_flight=16, max_attempts=2)
+    rolled = list(pool.roll(specs))
     assert Counter(t.id for t in rolled) == dict.fromkeys(ids(specs), 1)
-    errors = [t for t in rolled if t.stop_reason is StopReason.ERROR]
-    assert 0 < len(errors) < len(specs)
-    for trajectory in errors:
-        assert trajectory.turns == ()
-        assert trajectory.error is not None
-        assert "lost with 2 workers" in trajectory.error
+    (error,) = [t for t in rolled if t.stop_reason is StopReason.ERROR]
+    assert (error.id, error.turns) == (specs[5].id, ())
+    assert error.error is not None
+    assert "lost with 2 workers" in error.error
+    assert pool.lost_workers == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_weights_that_are_not_what_they_should_be_stop_the_sync_by_name(
+    make_pool: MakePool, tiny_model: WeightVersion, other_model: WeightVersion
+) -> None:
+    pool = make_pool("wrong")
+    pool.wait_ready()
+    wrong = WeightVersion(2, other_model.checkpoint, parity=tiny_model.parity)
+    with pytest.raises(SyncError, match=r"wrong-0.*version 2.*nats"):
+        pool.sync(wrong)
 
 
 @pytest.mark.slow

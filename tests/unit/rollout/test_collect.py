@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> TrajectoryStore:
     return TrajectoryStore(Folder(str(tmp_path / "trajectories")))
 
 
-def _roll(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+def _roll(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
     return (rolled(spec, ["it is 6", "it is 7"]) for spec in reversed(specs))
 
 
@@ -54,7 +54,7 @@ def test_a_phase_is_stored_whole_and_counted(store: TrajectoryStore) -> None:
 
 
 def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> None:
-    def interrupted(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+    def interrupted(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
         yield from _roll(specs[:4])
         raise KeyboardInterrupt
 
@@ -63,8 +63,9 @@ def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> N
     assert store.ids(1, Phase.COLLECT) == {spec.id for spec in SPECS[:4]}  # what had ended
     asked: list[str] = []
 
-    def rest(specs: Sequence[EpisodeSpec]) -> Iterable[Trajectory]:
+    def rest(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
         asked.extend(spec.id for spec in specs)
+        assert (total, errors) == (6, 0)
         return _roll(specs)
 
     resumed = _phase(store, rest)
@@ -85,7 +86,7 @@ def test_progress_counts_what_was_stored_before(store: TrajectoryStore) -> None:
 
 
 def test_an_episode_that_ended_is_stored_while_the_others_still_run(store: TrajectoryStore) -> None:
-    def slow(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+    def slow(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
         yield from _roll(specs[:2])
         deadline = time.monotonic() + 10
         while len(store.ids(1, Phase.COLLECT)) < 2:  # nothing else has to end for it
@@ -116,11 +117,11 @@ def test_a_finished_phase_is_sealed(store: TrajectoryStore) -> None:
 
 def test_an_episode_that_never_came_back_is_an_error(store: TrajectoryStore) -> None:
     with pytest.raises(RolloutError, match=r"holds 5 trajectories, 6 were rolled.*resume"):
-        _phase(store, lambda specs: _roll(specs[1:]))
+        _phase(store, lambda specs, *_: _roll(specs[1:]))
 
 
 def test_too_many_failed_checks_stop_the_phase_and_say_the_share(store: TrajectoryStore) -> None:
-    def crashing(specs: Sequence[EpisodeSpec]) -> Iterator[Trajectory]:
+    def crashing(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
         yield rolled(specs[0], ["crash"])
         yield from _roll(specs[1:])
 
@@ -128,6 +129,20 @@ def test_too_many_failed_checks_stop_the_phase_and_say_the_share(store: Trajecto
     assert (result["verdict_errors"], result["episode_errors"]) == (1, 1)
     with pytest.raises(RolloutError, match=r"1 of 33 checks failed.*max_error_share` = 0\.03"):
         _phase(store, share=0.03)
+
+
+def test_the_share_of_failed_episodes_is_of_the_phase_also_in_a_resumed_one(
+    store: TrajectoryStore,
+) -> None:
+    store.write(1, Phase.COLLECT, [failed_trajectory(SPECS[0], "lost"), *_roll(SPECS[1:4])])
+    asked: list[tuple[int, int, int]] = []
+
+    def rest(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
+        asked.append((len(specs), total, errors))
+        return _roll(specs)
+
+    _phase(store, rest)
+    assert asked == [(2, 6, 1)]
 
 
 def test_a_failed_check_is_in_no_accuracy() -> None:

@@ -28,13 +28,19 @@ class Leases(RuleBasedStateMachine):
         self.losses: Counter[str] = Counter()
         self.ended: set[str] = set()
 
-    @rule(worker=WORKERS, count=st.integers(0, 5))
-    def take(self, worker: str, count: int) -> None:
-        taken = self.book.take(worker, count)
-        assert len(taken) == len(set(taken)) == min(count, len(self.queued))
+    @rule(worker=WORKERS, capacity=st.integers(0, 5))
+    def take(self, worker: str, capacity: int) -> None:
+        held = self.held[worker]
+        taken = self.book.take(worker, capacity)
         assert set(taken) <= self.queued
+        assert taken or held or not capacity or not self.queued  # an idle worker gets something
+        if not any(self.losses[episode] for episode in (*held, *self.queued)):
+            assert len(taken) == max(0, min(capacity - len(held), len(self.queued)))
         self.queued -= set(taken)
-        self.held[worker] |= set(taken)
+        held |= set(taken)
+        assert len(held) <= capacity or not taken
+        if taken and any(self.losses[episode] == MAX_ATTEMPTS - 1 for episode in held):
+            assert len(held) == 1
         self.lost_by[worker] -= set(taken)
 
     @precondition(lambda self: any(self.held.values()))
@@ -71,8 +77,8 @@ class Leases(RuleBasedStateMachine):
         assert self.book.open == len(IDS) - len(self.ended)
 
     def teardown(self) -> None:
-        left = self.book.take("last", len(IDS))
-        assert set(left) == self.queued
+        left = [self.book.take(f"last-{n}", len(IDS)) for n in range(len(IDS))]
+        assert {episode for taken in left for episode in taken} == self.queued
         assert max(self.losses.values(), default=0) <= MAX_ATTEMPTS
 
 
@@ -84,7 +90,34 @@ def test_first_come_is_first_leased_and_what_was_lost_goes_first() -> None:
     book = LeaseBook(["a", "b", "c", "d"], max_attempts=3)
     assert book.take("w", 2) == ["a", "b"]
     assert book.lost("w") == []
-    assert book.take("v", 3) == ["a", "b", "c"]
+    assert book.take("v", 16) == ["a", "b"]  # among themselves: one of them may be to blame
+    assert book.take("w", 16) == ["c", "d"]
+
+
+def test_what_kills_every_worker_is_set_aside_and_nothing_with_it() -> None:
+    ids = [f"episode-{n:03}" for n in range(200)]
+    book = LeaseBook(ids, max_attempts=3)
+    aside, done, workers = [], [], 0
+    while book.open:
+        workers += 1
+        name = f"worker-{workers}"
+        while taken := book.take(name, 64):
+            if "episode-070" in taken:
+                aside += book.lost(name)
+                break
+            assert all(book.complete(name, episode) for episode in taken)
+            done += taken
+    assert aside == ["episode-070"]
+    assert sorted([*aside, *done]) == ids
+    assert workers == 4  # three are lost, and the last one does the rest
+
+
+def test_a_loss_that_is_no_episodes_fault_does_not_count() -> None:
+    book = LeaseBook(["a", "b"], max_attempts=1)
+    assert book.take("w", 2) == ["a", "b"]
+    assert book.lost("w", counts=False) == []
+    assert book.take("v", 2) == ["a", "b"]
+    assert book.lost("v") == ["a", "b"]
 
 
 def test_equal_ids_are_refused() -> None:
