@@ -6,7 +6,8 @@ Starts a Ray cluster of several nodes on this machine, runs `rise-ray run CONFIG
 and kills rollout workers, verifiers, their child processes, training workers, a whole node and the
 driver, by a plan that depends only on the config, N and the seed. In the end it compares the
 store with the config, checks every verdict again, and looks for what was left behind. Exit status
-0: nothing was lost, doubled, false or left over, every kill was done and the run finished.
+0: nothing was lost, doubled, ended as error, false or left over, every kill was done and the run
+finished.
 """
 
 from __future__ import annotations

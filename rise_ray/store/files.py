@@ -160,7 +160,7 @@ class Folder:
             without: a copy leaves out the files whose names end so.
 
         Raises:
-            StoreError: the folder is missing.
+            StoreError: the folder is missing, or others can write to the cache.
         """
         filesystem, path = self._located
         if not self.exists():
@@ -175,8 +175,8 @@ class Folder:
             ]
             key = hashlib.sha256(f"{self.uri} {listing}".encode()).hexdigest()[:16]
             cache = Path(tempfile.gettempdir()) / f"rise-ray-{os.getuid()}" / key
+            _make_private(cache.parent)
             if not cache.exists():
-                cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._copy_to(cache, [name for name, _ in listing])
         return cache
 
@@ -242,6 +242,18 @@ class Folder:
 
     def _join(self, name: str) -> str:
         return f"{self._located[1]}/{name}" if name else self._located[1]
+
+
+def _make_private(folder: Path) -> None:
+    """A folder of this user alone: its name can be guessed, and others may have made it first.
+
+    Raises:
+        PermissionError: they have.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise PermissionError(f"others can write to {folder}; remove it, or set TMPDIR to your own")
 
 
 def _temporary(folder: Path) -> Path:

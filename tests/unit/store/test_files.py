@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +273,14 @@ def test_a_node_without_room_for_a_copy_says_so_and_keeps_no_half(
             remote.localize()
     assert not [p for p in (tmp_path / "node").rglob("*") if p.is_file()]
     assert (remote.localize() / "weights.bin").read_text() == "a"
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remote.upload(_model(tmp_path / "source", "a"))
+    copy = remote.localize()
+    copy.parent.chmod(0o777)
+    with pytest.raises(StoreError, match="others can write to"):
+        remote.localize()
