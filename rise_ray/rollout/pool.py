@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 import math
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -21,9 +20,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from rise_ray.cluster import draining_nodes
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.errors import ClusterError, RolloutError, StoreError, SyncError, user_error
+from rise_ray.errors import ClusterError, RolloutError, SyncError
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
+from rise_ray.rollout.failures import FailedStarts, cause, raise_if_ours
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker, WeightVersion
@@ -32,9 +32,7 @@ from rise_ray.sync.source import start_weight_server
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_CAUSE = 300  # characters: Ray adds what it has ever seen cause a death
 _MOST_START_FAILURES = 2  # in a row; one more for each worker, since a lost node takes several
-_LONGEST_PAUSE_S = 60.0  # before the next start, where some fail and others work
 _LOOK_EVERY_S = 2.0  # for nodes that are about to go
 
 
@@ -68,9 +66,7 @@ class RolloutPool:
         self._label = label
         self._names = (f"{label}-{number}" for number in itertools.count())
         self._members: dict[str, Member] = {}
-        self._start_failures = 0
-        self._last_failure = ""
-        self._next_start = 0.0
+        self._failed_starts = FailedStarts(label, _MOST_START_FAILURES + workers.max_workers)
         self._next_look = 0.0
         self.lost_workers = 0
         self.requeued = 0
@@ -178,9 +174,9 @@ class RolloutPool:
             names = ", ".join(member.name for member in members)
             raise SyncError(self._late(f"one of {names}")) from error
         except RayError as error:
-            _raise_if_ours(error)
+            raise_if_ours(error)
             raise SyncError(
-                f"weight version {self.version.iteration}: {backend} push: {_cause(error)}"
+                f"weight version {self.version.iteration}: {backend} push: {cause(error)}"
             ) from error
         return {m.handle.adopt.remote(self.version): m for m in members}
 
@@ -197,8 +193,8 @@ class RolloutPool:
         try:
             ray.get(call)
         except RayError as error:
-            _raise_if_ours(error)
-            self._drop(member, f"{member.name} died during a sync: {_cause(error)}")
+            raise_if_ours(error)
+            self._drop(member, f"{member.name} died during a sync: {cause(error)}")
             return False
         return True
 
@@ -223,7 +219,7 @@ class RolloutPool:
         """Ask Ray for the workers that `episodes` open episodes can keep busy."""
         wanted = math.ceil(episodes / self._config.episodes_in_flight)
         wanted = min(max(wanted, self._config.min_workers), self._config.max_workers)
-        if self._ready_count() and time.monotonic() < self._next_start:
+        if self._ready_count() and self._failed_starts.pausing:
             return
         while self._staying_count() < wanted:
             self._start()
@@ -269,7 +265,7 @@ class RolloutPool:
             except RayError as error:
                 if getattr(error, "preempted", False):
                     member.status = Status.LEAVING
-                yield from self._lost(member, _cause(error), book, by_id)
+                yield from self._lost(member, cause(error), book, by_id)
                 continue
             member.note(progress)
             for trajectory in progress.finished:
@@ -286,31 +282,10 @@ class RolloutPool:
             ray.get(member.call)
         except RayError as error:
             self._remove(member)
-            self._start_failed(member, error)
+            self._failed_starts.note(member.name, error, others_work=self._ready_count() > 0)
             return
-        self._start_failures = 0
+        self._failed_starts.forget()
         member.status, member.call = Status.READY, None
-
-    def _start_failed(self, member: Member, error: RayError) -> None:
-        """Try again, later and later while others work; with none, give up after some times.
-
-        Raises:
-            RiseError: what every other start would meet too; unlike a store, which may be back.
-        """
-        if not isinstance(user_error(error), StoreError):
-            _raise_if_ours(error)
-        self._start_failures += 1
-        self._last_failure = _cause(error)
-        logger.warning("worker %s did not start: %s", member.name, self._last_failure)
-        pause_s = min(2.0**self._start_failures, _LONGEST_PAUSE_S)
-        self._next_start = time.monotonic() + pause_s
-        most = _MOST_START_FAILURES + self._config.max_workers
-        if self._start_failures >= most and not self._ready_count():
-            _raise_if_ours(error)
-            raise RolloutError(
-                f"{self._label} workers cannot start ({self._start_failures} in a row failed); "
-                f"the last cause: {self._last_failure}"
-            ) from error
 
     def _leave_draining_nodes(self) -> None:
         """Lease nothing more to workers on nodes that are about to be taken away."""
@@ -381,13 +356,12 @@ class RolloutPool:
             )
 
     def _explain_missing(self) -> str:
-        config = self._config
+        config, last = self._config, self._failed_starts.last
         return (
             f"{self._ready_count()} of `min_workers` = {config.min_workers} {self._label} workers "
             f"came up within {config.start_deadline_s:g} s; each needs {config.num_cpus:g} CPU, "
             f"{config.num_gpus:g} GPU {config.resources or ''}; the cluster has free: "
-            f"{ray.available_resources()}"
-            + (f"; the last start failed: {self._last_failure}" if self._last_failure else "")
+            f"{ray.available_resources()}" + (f"; the last start failed: {last}" if last else "")
         )
 
 
@@ -397,18 +371,3 @@ def _first_done(calls: dict[Any, Member]) -> list[Any]:
         time.sleep(1.0)
         return []
     return list(ray.wait(list(calls), timeout=1.0)[0])
-
-
-def _raise_if_ours(error: RayError) -> None:
-    """Ray wraps what a worker raised: an error for the user is raised again as itself."""
-    ours = user_error(error)
-    if ours is not None:
-        raise ours from error
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of a Ray error: what happened, without the remote traceback."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else ""
-    return f"{type(cause).__name__}: {textwrap.shorten(last, _LONGEST_CAUSE, placeholder=' ...')}"

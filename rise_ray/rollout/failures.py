@@ -1,0 +1,77 @@
+"""What a worker's failure was, and what follows from workers that do not start."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+import time
+
+from ray.exceptions import RayError
+
+from rise_ray.errors import RolloutError, StoreError, user_error
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_CAUSE = 300  # characters: Ray adds what it has ever seen cause a death
+_LONGEST_PAUSE_S = 60.0
+
+
+class FailedStarts:
+    """The starts that failed in a row. While other workers work, the next one comes ever later.
+
+    Args:
+        label: of the pool.
+        most: how many are too many where no worker works.
+    """
+
+    def __init__(self, label: str, most: int) -> None:
+        self._label = label
+        self._most = most
+        self._next_start = 0.0
+        self.count = 0
+        self.last = ""
+        """The last one's cause; empty if there was none."""
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the next start is to come later."""
+        return time.monotonic() < self._next_start
+
+    def note(self, name: str, error: RayError, others_work: bool) -> None:
+        """The worker `name` did not start.
+
+        Raises:
+            RiseError: what every other start would meet too; unlike a store, which may be back.
+            RolloutError: too many.
+        """
+        if not isinstance(user_error(error), StoreError):
+            raise_if_ours(error)
+        self.count += 1
+        self.last = cause(error)
+        self._next_start = time.monotonic() + min(2.0**self.count, _LONGEST_PAUSE_S)
+        logger.warning("worker %s did not start: %s", name, self.last)
+        if self.count >= self._most and not others_work:
+            raise_if_ours(error)
+            raise RolloutError(
+                f"{self._label} workers cannot start ({self.count} in a row failed); "
+                f"the last cause: {self.last}"
+            ) from error
+
+    def forget(self) -> None:
+        """A worker started."""
+        self.count = 0
+
+
+def raise_if_ours(error: RayError) -> None:
+    """Ray wraps what a worker raised: an error for the user is raised again as itself."""
+    ours = user_error(error)
+    if ours is not None:
+        raise ours from error
+
+
+def cause(error: BaseException) -> str:
+    """The last line of a Ray error: what happened, without the remote traceback."""
+    inner = getattr(error, "cause", None) or error
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else ""
+    return f"{type(inner).__name__}: {textwrap.shorten(last, _LONGEST_CAUSE, placeholder=' ...')}"
