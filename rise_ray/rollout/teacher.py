@@ -153,12 +153,19 @@ class ModelTeacher:
         self._pool = pool
         self._config = config
         self._seed = seed
+        self._asked = 0
+        self._errors = 0
 
     def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-        """See `Teacher`; a state whose answer failed at the teacher gets no candidate."""
+        """See `Teacher`; a state whose answer failed at the teacher gets no candidate.
+
+        `max_error_share` is of all states so far: the last batch may be a single one.
+        """
         for batch in _batches(trajectories):
             specs = [self._spec(t, turn) for t in batch for turn in range(len(t.turns))]
-            answers = {answer.id: answer for answer in self._pool.roll(specs)}
+            self._asked += len(specs)
+            answers = {a.id: a for a in self._pool.roll(specs, self._asked, self._errors)}
+            self._errors += sum(a.stop_reason is StopReason.ERROR for a in answers.values())
             ids = iter(specs)
             said = [
                 (t, {turn: answers[next(ids).id] for turn in range(len(t.turns))}) for t in batch
