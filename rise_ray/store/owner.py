@@ -21,13 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-import psutil
-
 from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 
 OWNER = "owner.json"
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 LEASE_S = 60.0
 _BEAT_S = 10.0
 _SETTLE_S = 0.3  # two drivers that start together both write; the later one's file stays
@@ -45,8 +43,8 @@ class Owner:
     machine: str
     """Kernel and process space: where it is ours, `pid` can be looked up."""
     pid: int
-    process_started: float
-    """Seconds since the epoch, by the owner's clock."""
+    process_started: int
+    """Clock ticks after the machine's start: no clock that is set changes them."""
     since: str
     """ISO 8601, UTC."""
     beat: int = 0
@@ -114,7 +112,7 @@ class Ownership:
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
-            process_started=psutil.Process().create_time(),
+            process_started=_start_ticks(os.getpid()),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -194,13 +192,25 @@ def _refusal(folder: Folder, owner: Owner) -> StoreError:
 def _lives(owner: Owner) -> bool:
     """Whether a process of this machine is the owner, and not another with its number."""
     try:
-        process = psutil.Process(owner.pid)
-        return (
-            abs(process.create_time() - owner.process_started) < 1.0
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
+        return _start_ticks(owner.pid) == owner.process_started
+    except ProcessLookupError:
         return False
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process started (proc(5), stat); psutil's time of that moves with the clock.
+
+    Raises:
+        ProcessLookupError: it is gone, or a zombie.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    state, *fields = text.rpartition(")")[2].split()
+    if state in "ZX":
+        raise ProcessLookupError(pid)
+    return int(fields[18])
 
 
 def _machine() -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rise_ray.errors import StoreError
@@ -37,7 +36,7 @@ def driver() -> Iterator[Owner]:
         host="this-host",
         machine=module._machine(),
         pid=process.pid,
-        process_started=psutil.Process(process.pid).create_time(),
+        process_started=module._start_ticks(process.pid),
         since="2026-01-01T00:00:00+00:00",
     )
     process.kill()
@@ -167,8 +166,8 @@ def test_a_store_that_fails_after_a_stop_is_a_warning_and_hides_no_stop(
 
 def test_an_owner_of_another_schema_version_is_refused(folder: Folder) -> None:
     """It may have other fields."""
-    folder.write(OWNER, json.dumps({"schema_version": "2", "who": "me"}).encode())
-    with pytest.raises(StoreError, match="of schema version 2; this rise-ray reads 1; if no"):
+    folder.write(OWNER, json.dumps({"schema_version": "0", "who": "me"}).encode())
+    with pytest.raises(StoreError, match="of schema version 0; this rise-ray reads 2; if no"):
         own(folder)
 
 
@@ -180,7 +179,7 @@ def test_an_owner_without_a_schema_version_is_damaged(folder: Folder, driver: Ow
         refuse_if_driven(folder)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"pid": 3}', b'{"schema_version": "1"}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"pid": 3}', b'{"schema_version": "2"}'])
 def test_a_damaged_file_is_told_with_what_to_do(folder: Folder, content: bytes) -> None:
     folder.write(OWNER, content)
     with pytest.raises(StoreError, match=r"owner\.json: damaged: .*; if no driver runs"):
