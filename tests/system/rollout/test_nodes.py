@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._common.utils import reset_ray_address
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 
@@ -78,6 +79,8 @@ def spot_node() -> Iterator[SpotNode]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+        # `ray start` leaves the cluster's address to whatever starts on this machine next.
+        reset_ray_address()
 
 
 def roll_through(pool: RolloutPool, node: SpotNode, event: str) -> None:
