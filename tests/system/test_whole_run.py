@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rise_ray.chaos.audit import planned_episodes
+from rise_ray.chaos.plan import stage_keys
 from rise_ray.cli import main
 from rise_ray.lineage import example_lineage, open_run, problem_lineage, trace, training_rows
 from rise_ray.mdp import Phase, StopReason
@@ -69,6 +71,14 @@ def test_the_run_folder_has_the_promised_layout(miniature_run: Run) -> None:
     assert (folder / "examples").folders() == examples
     report = folder.read("report.html").decode()
     assert all(name in report for name in (*MODELS, "m1@t3", "p1@t3"))
+
+
+def test_what_is_planned_is_what_is_stored(miniature_run: Run) -> None:
+    """The chaos job and the resumed runs are held against the plan."""
+    assert stage_keys(miniature_run.config) == STAGES
+    for planned in planned_episodes(miniature_run.config).values():
+        stored = miniature_run.trajectories.ids(planned.iteration, planned.phase)
+        assert stored == planned.ids
 
 
 def test_every_episode_is_stored_once_under_its_phase(miniature_run: Run) -> None:
