@@ -4,7 +4,7 @@
 expression one ends in sympy's `parse_expr`, which is Python's `eval`. Parsing and comparing can
 take arbitrarily long, so this runs in the verifier's children; math-verify's own time limits
 (signals) are off, since a limit that returns "not equal" would turn a failure into data. For the
-same reason a check that runs out of memory or stack raises (`rise_ray.tasks.loud`).
+same reason a check that fails raises (`rise_ray.tasks.loud`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def judge_answer(reference: str, answer: str | None) -> Verdict:
 
     Raises:
         ValueError: the reference itself cannot be read.
-        MemoryError, RecursionError: nothing was compared, which says nothing of the answer.
-            The verifier makes each of them an `error`.
+        Exception: any other is a check that failed, out of memory for example, and says nothing
+            of the answer. The verifier makes each of them an `error`.
     """
     if not answer:
         return Verdict(Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer")
