@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
-from rise_ray.cluster import await_cpu
 from rise_ray.config import ModelConfig, ModelTeacher, WorkersConfig
 from rise_ray.config import OpenAITeacher as OpenAITeacherConfig
 from rise_ray.console import Console
@@ -58,15 +57,10 @@ class Actors:
         for pool in self._pools():
             pool.release()
 
-    def make_room(self, what: str) -> None:
-        """Give back what the pools took beyond `min_workers`, and wait until a task has its CPU.
-
-        Raises:
-            ClusterError: it was not free within the rollout workers' `start_deadline_s`.
-        """
+    def make_room(self) -> None:
+        """Give back what the pools took beyond `min_workers`: a task of the run needs a CPU."""
         for pool in self._pools():
             pool.shrink()
-        await_cpu(what, self._config.rollout.workers.start_deadline_s)
 
     def roller(self, weights: WeightVersion, student: ChatFormat | None) -> Roll:
         """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
@@ -137,11 +131,11 @@ class Actors:
             max_model_len=teacher.max_model_len,
             trust_remote_code=self._config.model.trust_remote_code,
         )
-        for pool in self._pools():
-            pool.shrink()  # an evaluation before may have left it at its largest
+        self.make_room()  # an evaluation before may have left the workers at their most
         parity = self._run.folder / "teacher"
+        deadline_s = self._config.ray.task_deadline_s
         pool = RolloutPool(
-            given_model(model, teacher.workers, parity, self._probe),
+            given_model(model, teacher.workers, parity, self._probe, deadline_s),
             model,
             teacher.workers,
             self._config.sync,
@@ -159,20 +153,22 @@ class Actors:
 
 
 def given_model(
-    model: ModelConfig, workers: WorkersConfig, parity: Folder, probe: Probe
+    model: ModelConfig, workers: WorkersConfig, parity: Folder, probe: Probe, deadline_s: float
 ) -> WeightVersion:
     """A model that was not trained here, as version 0, for such workers.
 
     Its probe reference is made once, by plain Hugging Face, and kept in `parity`.
 
     Raises:
-        ClusterError: no CPU was free for that within the workers' `start_deadline_s`.
+        ClusterError: that took longer than `deadline_s`.
     """
     assert model.path is not None
     checkpoint = shared_model(model.path)
     if not parity.exists(PARITY_FILE):
         sequences = probe(load_chat(locate_tokenizer(checkpoint), model, checkpoint))
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
-        await_cpu(f"the parity reference of {checkpoint}", workers.start_deadline_s)
-        reference_in_task(checkpoint, sequences, dtype, model.trust_remote_code).save(parity)
+        reference = reference_in_task(
+            checkpoint, sequences, dtype, model.trust_remote_code, deadline_s
+        )
+        reference.save(parity)
     return WeightVersion(0, checkpoint, parity.uri)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rise_ray.config import ModelTeacher, RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
@@ -43,6 +43,11 @@ def draining_nodes() -> set[str]:
     from ray._private.state import state  # there is no public way; Ray Data and Train use this one
 
     return set(state.get_draining_nodes())
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Scheduling beside the caller, for what uses its disk or is to end with its node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def in_job_copy(path: str) -> bool:
@@ -98,31 +103,6 @@ def check_resources(config: RunConfig) -> None:
             "`num_gpus` or the numbers of workers, or set `ray.autoscaling: true` if nodes join "
             "on demand"
         )
-
-
-def await_cpu(what: str, deadline_s: float) -> None:
-    """Block until a task of the run itself would be scheduled: Ray lets it wait for ever.
-
-    Args:
-        what: the task that comes next, for the error.
-        deadline_s: seconds; nodes may join meanwhile.
-
-    Raises:
-        ClusterError: no node had a whole CPU free in time.
-    """
-    probe = ray.remote(num_cpus=_TASK_CPUS)(_nothing).remote()
-    try:
-        ray.get(probe, timeout=deadline_s)
-    except GetTimeoutError as error:
-        ray.cancel(probe)
-        raise ClusterError(
-            f"{what} needs {_TASK_CPUS:g} CPU, and no node had it free within {deadline_s:g} s "
-            f"(the workers' `start_deadline_s`); the cluster has free: {ray.available_resources()}"
-        ) from error
-
-
-def _nothing() -> None:
-    pass
 
 
 def _amounts(resources: dict[str, float]) -> str:

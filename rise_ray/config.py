@@ -370,6 +370,9 @@ class RayConfig(Settings):
     """Logical CPUs of an own local instance; null: what the machine has."""
     object_store_mib: int | None = Field(default=None, ge=80)
     """Object store of an own local instance; null: Ray's default."""
+    task_deadline_s: float = Field(default=7200.0, gt=0)
+    """Longest wait for a task of the run itself, from its submission to its end: relabeling, a
+    parity reference, the making of a model from scratch, a write of the measurements."""
 
 
 class RunConfig(Settings):

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 import rich.console
 
 from rise_ray.report.records import protocol
 from rise_ray.report.table import main_metrics, results_table
 from rise_ray.rollout.collect import Tally
 from rise_ray.text import terminal_text
+from rise_ray.track import TrackerHandle
 
 _EVERY_S = 5.0
 
@@ -60,14 +60,14 @@ class Console:
         self.step(f"{done:,} of {total:,} episodes, {rate:,.0f} tokens/s")
 
     @contextmanager
-    def following(self, tracker: Any) -> Iterator[None]:
+    def following(self, tracker: TrackerHandle) -> Iterator[None]:
         """Show the training's newest record every few seconds, from beside the training."""
         stop = threading.Event()
 
         def follow() -> None:
             seen = None
             while not stop.wait(_EVERY_S):
-                record = ray.get(tracker.latest.remote())
+                record = tracker.latest()
                 if record and record != seen and "step" in record:
                     seen = record
                     self.step(
@@ -81,7 +81,7 @@ class Console:
             yield
         finally:
             stop.set()
-            thread.join()
+            thread.join(_EVERY_S)  # a tracker that does not answer ends the run, but not here
 
     def scores(self, record: Mapping[str, Any]) -> None:
         """An evaluation's main figures in one line."""

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Self
 
-import ray
-
 from rise_ray.actors import Actors, given_model
+from rise_ray.cluster import this_node
 from rise_ray.console import Console
+from rise_ray.deadline import in_task
 from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
@@ -71,7 +71,7 @@ class Stages:
             try:
                 self._actors.stop()
             finally:
-                ray.get(self._tracker.close.remote())
+                self._tracker.close()
         except Exception as failure:
             if error is None:
                 raise
@@ -83,7 +83,8 @@ class Stages:
         if self.config.warm_start is None:
             workers = self.config.rollout.workers
             parity = self.run.folder / "base"
-            return given_model(self.config.model, workers, parity, self._probe)
+            deadline_s = self.config.ray.task_deadline_s
+            return given_model(self.config.model, workers, parity, self._probe, deadline_s)
         self._stage("warm-start", "train", self._warm_start)
         checkpoint = self._checkpoint(Phase.COLLECT, 0).uri
         return WeightVersion(0, checkpoint, checkpoint)
@@ -112,8 +113,11 @@ class Stages:
 
         def work(log: PhaseLog) -> Result:
             first = 1 if self.config.data == "pooled" else iteration
-            self._actors.make_room("relabeling")
-            result = write_relabeled(
+            self._actors.make_room()
+            result = in_task(
+                "relabeling",
+                self.config.ray.task_deadline_s,
+                write_relabeled,
                 self.run.trajectories,
                 [
                     (number, phase, self._sealed(stage_name(phase, number), "collect"))
@@ -123,6 +127,8 @@ class Stages:
                 self.config.model.max_model_len,
                 derive_seed(self.config.seed, "relabel", name),
                 output,
+                num_cpus=0,
+                scheduling_strategy=this_node(),
             )
             self.console.step(f"{result.manifest.examples:,} examples")
             return {
@@ -198,7 +204,7 @@ class Stages:
         comparisons = standard_comparisons(
             results, bootstrap=protocol.bootstrap, seed=self.config.seed
         )
-        records = ray.get(self._tracker.records.remote())
+        records = self._tracker.records()
         if not self.run.finished:
             last = [model for model in models if model != "control"][-1]
             page = write_report(
@@ -216,13 +222,13 @@ class Stages:
         """Do a stage if the journal lacks it: timed, measured, journaled."""
 
         def timed() -> Result:
-            log = PhaseLog(self._tracker, stage, phase)
+            log = self._tracker.begin(stage, phase)
             self.console.begin(stage, phase)
             started = time.monotonic()
             result = work(log)
             result["seconds"] = time.monotonic() - started
             log(result)
-            ray.get(self._tracker.flush.remote())
+            self._tracker.flush()
             self.console.end(result["seconds"])
             return result
 

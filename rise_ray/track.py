@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rise_ray.cluster import this_node
 from rise_ray.config import RunConfig
+from rise_ray.deadline import answer
 from rise_ray.errors import ConfigError, StoreError
 from rise_ray.store.files import Folder
 
@@ -33,7 +34,6 @@ class PhaseLog:
     def __init__(self, tracker: Any, stage: str, phase: str) -> None:
         self._tracker = tracker
         self._name = (stage, phase)
-        ray.get(tracker.begin.remote(*self._name))
 
     def __call__(self, record: dict[str, Any]) -> None:
         self._tracker.log.remote(*self._name, record)
@@ -115,12 +115,58 @@ class Tracker:
         ]
 
 
-def start_tracker(config: RunConfig, folder: Folder) -> Any:
+class TrackerHandle:
+    """The tracker as the driver has it: `Tracker`'s methods, each with a deadline.
+
+    Args:
+        tracker: the actor.
+        deadline_s: seconds, of one method (`ray.task_deadline_s`).
+    """
+
+    def __init__(self, tracker: Any, deadline_s: float) -> None:
+        self._tracker = tracker
+        self._deadline_s = deadline_s
+
+    def open(self) -> None:
+        """See `Tracker.open`."""
+        self._answer("opening the measurements", self._tracker.open.remote())
+
+    def begin(self, stage: str, phase: str) -> PhaseLog:
+        """See `Tracker.begin`; returns what the phase is logged with."""
+        self._answer("a new phase's measurements", self._tracker.begin.remote(stage, phase))
+        return PhaseLog(self._tracker, stage, phase)
+
+    def latest(self) -> dict[str, Any] | None:
+        """See `Tracker.latest`."""
+        latest: dict[str, Any] | None = self._answer(
+            "reading the newest measurement", self._tracker.latest.remote()
+        )
+        return latest
+
+    def records(self) -> list[dict[str, Any]]:
+        """See `Tracker.records`."""
+        records: list[dict[str, Any]] = self._answer(
+            "reading the measurements", self._tracker.records.remote()
+        )
+        return records
+
+    def flush(self) -> None:
+        """See `Tracker.flush`."""
+        self._answer("writing the measurements", self._tracker.flush.remote())
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self._answer("closing the measurements", self._tracker.close.remote())
+
+    def _answer(self, what: str, call: Any) -> Any:
+        return answer(what, call, self._deadline_s)
+
+
+def start_tracker(config: RunConfig, folder: Folder) -> TrackerHandle:
     """The tracker of a run, on the driver's node: a local run folder is there."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here)
-    tracker = actor.remote(config, folder)
-    ray.get(tracker.open.remote())
+    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=this_node())
+    tracker = TrackerHandle(actor.remote(config, folder), config.ray.task_deadline_s)
+    tracker.open()
     return tracker
 
 

@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from rise_ray.config import RunConfig
+from rise_ray.deadline import in_task
 from rise_ray.errors import DataError
 from rise_ray.mdp import Example, Message, Problem, Provenance, Span, derive_seed
 from rise_ray.models.locate import shared_model
@@ -53,7 +52,7 @@ def initial_model(config: RunConfig, task: Task, chats: Sequence[Chat], folder: 
             folder.upload(path)
 
     # In a task whose process ends with it: the driver stays free of torch.
-    ray.get(ray.remote(num_cpus=0.25, max_calls=1)(make).remote())
+    in_task("making the first model", config.ray.task_deadline_s, make, num_cpus=0.25)
     return folder.uri
 
 

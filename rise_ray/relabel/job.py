@@ -2,7 +2,8 @@
 
     read and verify a part -> relabel each trajectory (a pure function) -> random order -> parts
 
-Trajectories are never read by the driver; examples pass through it one part at a time.
+Trajectories are never read by the process that drives the job; examples pass through it one part at
+a time.
 """
 
 from __future__ import annotations
@@ -80,8 +81,7 @@ def write_relabeled(
         seed: of the examples' order and of the control's draws.
         output: an examples folder; replaced.
 
-    At least one whole CPU has to be free (`rise_ray.cluster.await_cpu`): without it Ray Data waits
-    for ever.
+    At least one whole CPU has to be free: without it Ray Data waits for ever.
 
     Raises:
         TrainError: no response passed the rule.

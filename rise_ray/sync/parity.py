@@ -215,16 +215,21 @@ def reference_logprobs(
 
 
 def reference_in_task(
-    checkpoint: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
+    checkpoint: str,
+    sequences: Sequence[Sequence[int]],
+    dtype: str,
+    trust_remote_code: bool,
+    deadline_s: float,
 ) -> ParityReference:
     """`reference_logprobs` of a folder, URI or hub name, in a Ray task of its own process.
 
-    While no CPU is free it waits without end: see `rise_ray.cluster.await_cpu`.
+    Raises:
+        ClusterError: it took longer than `deadline_s`, the wait for its CPU included.
     """
-    import ray
+    from rise_ray.deadline import in_task  # Ray: the probe itself has no use for it
 
     def score() -> ParityReference:
         path = locate_model(checkpoint)
         return reference_logprobs(path, sequences, dtype, trust_remote_code)
 
-    return ray.get(ray.remote(num_cpus=1, max_calls=1)(score).remote())
+    return in_task(f"the parity reference of {checkpoint}", deadline_s, score, num_cpus=1)

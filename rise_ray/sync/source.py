@@ -21,8 +21,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rise_ray.cluster import this_node
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import model_folder
 from rise_ray.sync.buckets import Bucket, Manifest, TensorSpec, fill_bucket, plan_buckets
@@ -166,8 +166,7 @@ def start_weight_server(checkpoint: str, version: int, bucket_bytes: int) -> Any
 
     It owns the buckets: keep its handle until every engine is done.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    server = WeightServerActor.options(scheduling_strategy=here)
+    server = WeightServerActor.options(scheduling_strategy=this_node())
     return server.remote(checkpoint, version, bucket_bytes)
 
 

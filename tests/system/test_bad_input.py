@@ -107,7 +107,7 @@ def test_a_model_that_cannot_be_loaded_comes_back_from_its_task(tmp_path: Path) 
     from rise_ray.sync.parity import reference_in_task
 
     (tmp_path / "config.json").write_text("{")
-    error = _ours(lambda: reference_in_task(str(tmp_path), [(1, 2)], "float32", False))
+    error = _ours(lambda: reference_in_task(str(tmp_path), [(1, 2)], "float32", False, 60.0))
     assert isinstance(error, ModelError)
     assert str(tmp_path) in str(error)
 

@@ -1,34 +1,75 @@
-"""A run's own tasks find a CPU beside rollout workers that took all they could, or say so."""
+"""A run's own tasks find a CPU beside rollout workers that took all they could, or end in time."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from rise_ray.cluster import await_cpu
 from rise_ray.config_file import load_config
 from rise_ray.console import Console
+from rise_ray.deadline import in_task
 from rise_ray.errors import ClusterError
 from rise_ray.mdp import Phase
+from rise_ray.relabel.job import write_relabeled
 from rise_ray.stages import Stages
 from rise_ray.store.examples import read_manifest
+from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
+from rise_ray.store.trajectories import TrajectoryStore
+from rise_ray.sync.parity import reference_in_task
+from rise_ray.track import TrackerHandle
 from tests.system.miniature import JOB, SETTINGS
+from tests.unit.relabel.builders import rolled
 
 
-@pytest.mark.usefixtures("ray_runtime")
-def test_a_task_that_no_node_has_room_for_is_told_in_time() -> None:
+@pytest.fixture
+def no_cpu(ray_runtime: None) -> Iterator[None]:
+    """Every CPU of the cluster is taken, as by nodes that went away."""
     groups = [placement_group([{"CPU": 0.5}])]
     while groups[-1].wait(2):
         groups.append(placement_group([{"CPU": 0.5}]))
-    with pytest.raises(ClusterError, match=r"^relabeling needs 1 CPU, .* within 2 s .* has free: "):
-        await_cpu("relabeling", 2.0)
+    yield
     for group in groups:
         remove_placement_group(group)
-    await_cpu("relabeling", 60.0)
+
+
+@pytest.mark.usefixtures("no_cpu")
+def test_a_relabeling_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) -> None:
+    store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
+    store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
+    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
+    output = Folder(str(tmp_path / "examples"))
+    what = (store, phases, load_config(JOB, SETTINGS).relabel, 64, 0, output)
+    late = r"^relabeling did not end within 15 s; .*`ray.task_deadline_s`.* free ones are {"
+    with pytest.raises(ClusterError, match=late):
+        in_task("relabeling", 15.0, write_relabeled, *what, num_cpus=0)
+    assert not output.exists()
+
+
+@pytest.mark.usefixtures("no_cpu")
+def test_a_reference_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"^the parity reference of .* did not end within 2 s"):
+        reference_in_task(str(tmp_path), [(1, 2)], "float32", False, 2.0)
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_a_tracker_that_hangs_is_told_in_time() -> None:
+    hung = ray.remote(num_cpus=0)(_HungTracker).remote()
+    tracker = TrackerHandle(hung, 2.0)
+    with pytest.raises(ClusterError, match=r"^writing the measurements did not end within 2 s"):
+        tracker.flush()
+    ray.kill(hung)
+
+
+class _HungTracker:
+    def flush(self) -> None:
+        """As a storage does that answers nothing."""
+        time.sleep(60)
 
 
 @pytest.mark.slow

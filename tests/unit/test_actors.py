@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import rise_ray.actors
 from rise_ray.actors import Actors
 from rise_ray.config_file import parse_config
 
@@ -15,7 +14,6 @@ TEXT = """
 name: a
 task: {name: countdown}
 model: {path: m, max_model_len: 64}
-rollout: {workers: {start_deadline_s: 7}}
 """
 
 
@@ -53,11 +51,8 @@ def test_a_training_gets_the_room_of_all_workers(actors: Actors, calls: list[str
     assert calls == ["release rollout", "release teacher"]
 
 
-def test_a_task_waits_for_its_cpu_after_the_pools_gave_theirs_back(
-    actors: Actors, calls: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_task_gets_what_the_workers_took_beyond_their_least(
+    actors: Actors, calls: list[str]
 ) -> None:
-    monkeypatch.setattr(
-        rise_ray.actors, "await_cpu", lambda what, deadline_s: calls.append(f"{what} {deadline_s}")
-    )
-    actors.make_room("relabeling")
-    assert calls == ["shrink rollout", "shrink teacher", "relabeling 7.0"]
+    actors.make_room()
+    assert calls == ["shrink rollout", "shrink teacher"]

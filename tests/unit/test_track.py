@@ -103,22 +103,19 @@ def test_a_storage_that_fails_at_the_end_does_not_leave_wandb_open(
 class _Parts:
     """Of a run: actors that cannot be stopped and a tracker."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: Callable[..., None]) -> None:
+    def __init__(self, stop: Callable[..., None]) -> None:
         self.closed = 0
         stages: Any = Stages.__new__(Stages)
         stages._actors = SimpleNamespace(stop=stop)
-        stages._tracker = SimpleNamespace(close=SimpleNamespace(remote=self._close))
+        stages._tracker = SimpleNamespace(close=self._close)
         self.stages: Stages = stages
-        monkeypatch.setattr("rise_ray.stages.ray.get", lambda result: result)
 
     def _close(self) -> None:
         self.closed += 1
 
 
-def test_a_tracker_is_closed_where_the_actors_cannot_be_stopped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    parts = _Parts(monkeypatch, stop=_away)
+def test_a_tracker_is_closed_where_the_actors_cannot_be_stopped() -> None:
+    parts = _Parts(stop=_away)
     with pytest.raises(StoreError, match="away"), parts.stages:
         pass
     assert parts.closed == 1
@@ -126,9 +123,9 @@ def test_a_tracker_is_closed_where_the_actors_cannot_be_stopped(
 
 @pytest.mark.parametrize("ended_by", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
 def test_what_fails_after_a_stop_is_a_warning_and_hides_no_stop(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ended_by: BaseException
+    caplog: pytest.LogCaptureFixture, ended_by: BaseException
 ) -> None:
-    parts = _Parts(monkeypatch, stop=_away)
+    parts = _Parts(stop=_away)
     with pytest.raises(type(ended_by)) as raised, parts.stages:
         raise ended_by
     assert raised.value is ended_by

@@ -1,0 +1,63 @@
+"""What a run asks of its own Ray tasks and actors, with an end to every wait: Ray's have none.
+
+`ray.task_deadline_s` is that end for all that has no deadline of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from rise_ray.errors import ClusterError
+
+T = TypeVar("T")
+
+
+def answer(what: str, call: Any, deadline_s: float) -> Any:
+    """The result of a task or an actor's method.
+
+    Args:
+        what: its name, for the error.
+        call: the object reference that calling it gave.
+        deadline_s: seconds; the wait for a CPU or a node is in them.
+
+    Raises:
+        ClusterError: there was none in time.
+        ray.exceptions.RayError: it failed (see `rise_ray.errors.user_error`).
+    """
+    try:
+        return ray.get(call, timeout=deadline_s)
+    except GetTimeoutError as error:
+        raise ClusterError(
+            f"{what} did not end within {deadline_s:g} s; if it works, raise "
+            "`ray.task_deadline_s` and go on with --resume; if it waits for resources, the "
+            f"cluster's free ones are {ray.available_resources()}"
+        ) from error
+
+
+def in_task(
+    what: str,
+    deadline_s: float,
+    work: Callable[..., T],
+    *arguments: Any,
+    num_cpus: float,
+    **options: Any,
+) -> T:
+    """`work(*arguments)` in a Ray task whose process ends with it; see `answer`.
+
+    Ray runs it again, up to three times, where its process dies: it has to be idempotent.
+
+    Args:
+        options: Ray's other options of the task.
+    """
+    task: Any = ray.remote(num_cpus=num_cpus, max_calls=1, **options)(work)
+    call = task.remote(*arguments)
+    try:
+        result: T = answer(what, call, deadline_s)
+    except ClusterError:
+        ray.cancel(call, force=True)
+        raise
+    return result
