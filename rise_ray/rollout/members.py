@@ -54,6 +54,13 @@ class Member:
         self.tokens = progress.tokens
         self.node = progress.node
 
+    @property
+    def answered(self) -> bool:
+        """Whether an answer waits to be read."""
+        return self.call is not None and bool(
+            ray.wait([self.call], timeout=0, fetch_local=False)[0]
+        )
+
     def stalled(self, deadline_s: float) -> str | None:
         """The sign of life that a worker with episodes has not given for `deadline_s`.
 
@@ -61,7 +68,5 @@ class Member:
         worker ran: the caller of the roll may pause between two trajectories.
         """
         if self.call is not None and self.since < time.monotonic() - deadline_s:
-            # An answer that waits to be read is no stall.
-            answered = bool(ray.wait([self.call], timeout=0, fetch_local=False)[0])
-            return None if answered else "answer"
+            return None if self.answered else "answer"
         return "new token" if self.barren_s > deadline_s else None

@@ -68,6 +68,8 @@ class RolloutPool:
         self._members: dict[str, Member] = {}
         self._failed_starts = FailedStarts(label, _MOST_START_FAILURES + workers.max_workers)
         self._next_look = 0.0
+        self._last_up = 0.0
+        """When a worker was last up, in monotonic seconds."""
         self.lost_workers = 0
         self.requeued = 0
         """Leases that went back to the queue, all rolls together."""
@@ -86,7 +88,8 @@ class RolloutPool:
 
         Raises:
             RolloutError: too many episodes ended as `error`, or no worker can be started.
-            ClusterError: `min_workers` workers did not come up in time, or, later, not one.
+            ClusterError: `min_workers` workers did not come up in time, or, later, none was up for
+                as long.
         """
         by_id = {spec.id: spec for spec in specs}
         book = LeaseBook(by_id, self._config.max_attempts)
@@ -94,6 +97,7 @@ class RolloutPool:
         if book.open:
             self._grow(book.open)
             self.wait_ready()
+        self._last_up = time.monotonic()
         while book.open:
             self._leave_draining_nodes()
             self._grow(book.open)
@@ -340,20 +344,22 @@ class RolloutPool:
         """A worker may take `start_deadline_s` to start: then it is tried anew.
 
         Raises:
-            ClusterError: there is no other worker.
+            ClusterError: for as long no worker was up at all.
         """
-        since = time.monotonic() - self._config.start_deadline_s
-        late = [
+        now, deadline_s = time.monotonic(), self._config.start_deadline_s
+        # One that is up and not yet noticed, because the caller of the roll paused, starts no more.
+        starting = [
             member
             for member in self._members.values()
-            if member.status is Status.STARTING and member.since < since
+            if member.status is Status.STARTING and not member.answered
         ]
-        if late and len(late) == len(self._members):
+        if len(starting) < len(self._members):
+            self._last_up = now
+        if now - self._last_up > deadline_s:
             raise ClusterError(self._explain_missing())
-        for member in late:
-            self._drop(
-                member, f"{member.name} did not start in {self._config.start_deadline_s:g} s"
-            )
+        for member in starting:
+            if now - member.since > deadline_s:
+                self._drop(member, f"{member.name} did not start in {deadline_s:g} s")
 
     def _explain_missing(self) -> str:
         config, last = self._config, self._failed_starts.last

@@ -14,12 +14,15 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from rise_ray.errors import ClusterError, RolloutError, SyncError
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import WeightVersion
+from rise_ray.sync.buckets import Manifest
+from rise_ray.sync.source import WeightServer
 from tests.system.processes import losing, named, send
 from tests.system.rollout.conftest import MakePool, make_specs
 
@@ -137,13 +140,28 @@ def test_a_poisonous_episode_is_an_error_and_costs_no_other(make_pool: MakePool)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_weights_that_are_not_what_they_should_be_stop_the_sync_by_name(
-    make_pool: MakePool, tiny_model: WeightVersion, other_model: WeightVersion
+    make_pool: MakePool,
+    tiny_model: WeightVersion,
+    other_model: WeightVersion,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = make_pool("wrong")
     pool.wait_ready()
     wrong = WeightVersion(2, other_model.checkpoint, parity=tiny_model.parity)
     with pytest.raises(SyncError, match=r"wrong-0.*version 2.*nats"):
         pool.sync(wrong)
+    dropping = ray.remote(num_cpus=0)(DroppingServer)
+    monkeypatch.setattr("rise_ray.rollout.pool.start_weight_server", dropping.remote)
+    with pytest.raises(SyncError, match=r"wrong-0.*version 2.*never arrived"):
+        pool.sync(other_model)
+
+
+class DroppingServer(WeightServer):
+    """Keeps the last bucket to itself."""
+
+    def manifest(self) -> tuple[Manifest, int]:
+        manifest, buckets = super().manifest()
+        return manifest, buckets - 1
 
 
 @pytest.mark.slow
