@@ -6,8 +6,8 @@ Starts a Ray cluster of several nodes on this machine, runs `rise-ray run CONFIG
 and kills rollout workers, verifiers, their child processes, training workers, a whole node and the
 driver, by a plan that depends only on the config, N and the seed. In the end it compares the
 store with the config, checks every verdict again, and looks for what was left behind. Exit status
-0: nothing was lost, doubled, ended as error, false or left over, every kill was done and the run
-finished.
+0: nothing was lost, doubled, ended as error, false or left over, no check failed but the one that
+a killed child process was at, every kill was done and the run finished.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import rich.console
 
+from rise_ray.arguments import ArgumentParser
 from rise_ray.chaos.attack import Attack
 from rise_ray.chaos.audit import audit, planned_episodes
 from rise_ray.chaos.leftovers import left_in_cluster, left_on_machine
@@ -107,8 +108,8 @@ def _require_new(config: RunConfig) -> Path:
     return storage
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="YAML file of settings")

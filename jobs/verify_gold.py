@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from rise_ray.arguments import ArgumentParser
 from rise_ray.config import TaskConfig, VerifyConfig
 from rise_ray.errors import DataError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
@@ -105,8 +106,8 @@ def disagreements(items: Sequence[tuple[Problem, str]], verdicts: Sequence[Verdi
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=list(COLUMNS))

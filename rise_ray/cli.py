@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import rise_ray.config
 from rise_ray import __version__
+from rise_ray.arguments import ArgumentParser
 from rise_ray.config import RunConfig
 from rise_ray.config_file import load_config
 from rise_ray.errors import user_error
@@ -78,6 +80,7 @@ exit status: 0 done, 1 the run failed, 2 the command or the config is wrong,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status; the epilog of `--help` lists them."""
     sys.excepthook = _show_traceback
+    threading.excepthook = _show_traceback_of_thread
     options = _parse(arguments)
     try:
         with stop_signals():
@@ -98,10 +101,15 @@ def _complain(message: str) -> None:
 
 
 def _show_traceback(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
     print(terminal_text(text), file=sys.stderr, end="")
+
+
+def _show_traceback_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_type is not SystemExit:  # a thread's way to end, to Python too
+        _show_traceback(ended.exc_type, ended.exc_value, ended.exc_traceback)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -187,18 +195,15 @@ def _lineage(options: argparse.Namespace) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    unknown = [argument for argument in rest if argument.startswith("-")]
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}")
-    if rest and "overrides" not in options:
-        parser.error(f"unrecognized argument {rest[0]}")
-    if rest:
-        options.overrides += rest  # argparse gives up on positional arguments after an option
+    if "overrides" in options:  # argparse gives up on positional arguments after an option
+        options.overrides += [argument for argument in rest if not argument.startswith("-")]
+        rest = [argument for argument in rest if argument.startswith("-")]
+    parser.refuse(rest)
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="rise-ray",
         description="Teach a language model to improve its own answers over turns "
         "(RISE, arXiv 2407.18219) on Ray, vLLM and DeepSpeed.",
@@ -227,11 +232,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[ArgumentParser],
     name: str,
     description: str,
     function: object,
-) -> argparse.ArgumentParser:
+) -> ArgumentParser:
     parser = _command(commands, name, description, function)
     parser.add_argument("config", help="YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
@@ -239,11 +244,11 @@ def _config_command(
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[ArgumentParser],
     name: str,
     description: str,
     function: object,
-) -> argparse.ArgumentParser:
+) -> ArgumentParser:
     parser = commands.add_parser(
         name,
         help=description.partition(".")[0].strip().replace("\n", " "),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,13 @@ from rise_ray.track import new_record, write_metrics
 from tests.unit.report import run as report_run
 
 QUICKSTART = str(Path(__file__).parents[2] / "jobs" / "quickstart.yaml")
+
+
+@pytest.fixture(autouse=True)
+def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command replaces them for good, and the next tests need theirs."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
 
 def _stderr(capsys: pytest.CaptureFixture[str]) -> str:

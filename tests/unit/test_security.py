@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import chaos, verify_gold
 from rise_ray import check, cli
 from rise_ray.config_file import parse_config
 from rise_ray.console import Console
@@ -253,6 +255,55 @@ def test_the_console_prints_one_line_whatever_a_text_holds(
     assert report.startswith("Report: runs/")
 
 
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (cli.main, ["run", "x.yaml", "--teacher.api_key={}"], "unknown option --teacher.api_key\n"),
+        (cli.main, ["lineage", "x", "--problem", "p", "a.key={}"], "unrecognized argument a.key\n"),
+        (chaos.main, ["x.yaml", "--kills=1", "--seed=0", "--api_key={}"], "option --api_key\n"),
+        (chaos.main, ["x.yaml", "--seed=0", "--kills", "sk-{}"], "invalid int value: '***'\n"),
+        (verify_gold.main, ["math", "x.jsonl", "--api_key={}"], "unknown option --api_key\n"),
+        (verify_gold.main, ["math", "x", "--api_key", "{}"], "unknown option --api_key\n"),
+        (verify_gold.main, ["sk-{}\x1b[2J"], "invalid choice: '***\\x1b[2J'"),
+    ],
+)
+def test_no_command_repeats_a_secret_of_its_arguments(
+    main: Callable[[list[str]], int],
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([argument.format(SECRET) for argument in arguments])
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in printed
+    assert SECRET not in printed
+    assert not steers(printed)
+
+
+def test_a_defect_in_a_thread_neither_steers_the_terminal_nor_tells_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ValueError(f"{ATTACK}: {SECRET}")
+
+    monkeypatch.setenv("PLANTED_API_KEY", SECRET)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    assert cli.main(["run", "nothing.yaml"]) == 2
+    for work in (fail, sys.exit):  # the latter is a thread's way to end
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    printed = capsys.readouterr().err
+    assert "in fail\n" in printed
+    assert "ValueError: \\x1b[2J" in printed
+    assert "SystemExit" not in printed
+    assert not steers(printed)
+    assert SECRET not in printed
+
+
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_errors_neither_steer_the_terminal_nor_tell_secrets(
     debug: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -263,6 +314,7 @@ def test_errors_neither_steer_the_terminal_nor_tell_secrets(
     monkeypatch.setenv("PLANTED_API_KEY", SECRET)
     monkeypatch.setattr(cli, "load_config", fail)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     try:
         assert cli.main(["run", "x.yaml", *debug]) == 1
     except ModelError as error:  # what Python does with an exception that ends the process

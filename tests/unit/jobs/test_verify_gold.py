@@ -9,7 +9,10 @@ import pytest
 
 from jobs.verify_gold import main, raw_items
 from rise_ray.config import TaskConfig
+from rise_ray.mdp import Outcome
 from rise_ray.tasks import load_task
+from rise_ray.tasks.gsm8k import Gsm8k
+from rise_ray.tasks.math import Math
 from tests.unit.problem_files import write_rows
 
 GOOD = {"question": "What is 70 + 2?", "answer": "70 + 2 = <<70+2=72>>72\n#### 72"}
@@ -52,6 +55,66 @@ def test_a_disagreement_is_listed_with_its_cause(
         assert "error: the check failed: ValueError: the reference answer '$' cannot be" in line
     assert "60 of 61 gold solutions" in rate
     assert "60 of 61 answers" in written_rate
+
+
+# References as people write them, each with another way to write it.
+ODD_NUMBERS = {
+    "1,080": "1080",
+    "-1,000.25": "-1000.250",
+    "12,345,678": r"12{,}345{,}678",
+    "-3.50": "-3.5",
+    "+7": "7",
+    ".5": "0.50",
+    "007": "7",
+    "3/4": r"\frac{3}{4}",
+    "$0.75": r"\$0.75",
+    "50%": r"50\%",
+}
+ODD_EXPRESSIONS = {
+    "1,080": "1080",
+    r"\$12.50": "12.5",
+    r"50\%": "50",
+    r"\frac{3}{4}": "0.75",
+    r"-\tfrac{7}{2}": "-3.5",
+    r"1\frac{1}{2}": r"\frac{3}{2}",
+    r"3\sqrt{5}": r"\sqrt{45}",
+    r"\frac{2\pi}{3}": r"\dfrac{2}{3}\pi",
+    "4+5i": "5i+4",
+    "2^{10}": "1024",
+    r"\binom{5}{2}": "10",
+    "(1,2]": r"\left(1, 2\right]",
+    r"(-\infty,-2)\cup(5,\infty)": r"(-\infty, -2) \cup (5, \infty)",
+    r"\left(\frac{1}{2},-1\right)": "(0.5, -1)",
+    r"\{1,-1\}": r"\{-1,1\}",
+    r"45^\circ": r"45^{\circ}",
+    r"12\text{ cm}^2": "12",
+    r"\text{Thursday}": "Thursday",
+    r"\text{(C)}": "C",
+    "x=4": "4",
+    "3x^2-2x+1": "1-2x+3x^2",
+    r"x\le 5": r"x \leq 5",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}": r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+}
+
+
+@pytest.mark.parametrize(("written", "other"), ODD_NUMBERS.items())
+def test_an_odd_number_is_found_in_its_row_and_in_another_form(written: str, other: str) -> None:
+    row = {"question": "How many?", "answer": f"It is this.\n#### {written}"}
+    task = Gsm8k()
+    problem = task.problem(("row 1", row))
+    for response in (row["answer"], str(task.reference_response(problem)), rf"\boxed{{{other}}}"):
+        assert task.check(problem, response).outcome is Outcome.CORRECT, response
+
+
+@pytest.mark.parametrize(("written", "other"), ODD_EXPRESSIONS.items())
+def test_an_odd_expression_is_found_in_its_row_and_in_another_form(
+    written: str, other: str
+) -> None:
+    row = {"problem": "What is it?", "solution": rf"Clearly it is $\boxed{{{written}}}$."}
+    task = Math()
+    problem = task.problem(("row 1", row))
+    for response in (row["solution"], rf"\boxed{{{other}}}"):
+        assert task.check(problem, response).outcome is Outcome.CORRECT, response
 
 
 def test_missing_data_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
