@@ -14,6 +14,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+from rise_ray.text import terminal_text
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEADLINE_S = 25.0
@@ -66,6 +69,15 @@ def handle_signals() -> None:
         signal.signal(number, _stop)
 
 
+def end_at_once(why: str, status: int) -> NoReturn:
+    """End the process from any thread, and without a word or a write of its `with` blocks.
+
+    What is left is Ray's to end: its processes see that their driver is gone.
+    """
+    print(terminal_text(f"rise-ray: {why}"), file=sys.stderr, flush=True)
+    os._exit(status)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     global _asked, _watchdog
     _asked = signal.Signals(number)
@@ -78,6 +90,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # What is left is Ray's to end: its processes see that their driver is gone.
-    print("rise-ray: ended without tidying up", file=sys.stderr, flush=True)
-    os._exit(128 + number)
+    end_at_once("ended without tidying up", 128 + number)

@@ -55,6 +55,7 @@ class Audit:
     verdicts: int = 0
     """Stored verdicts that are not `error`: each was checked again."""
     verdict_errors: int = 0
+    """Stored verdicts that are `error`: lost, since their check failed."""
     false_verdicts: int = 0
     """Stored verdicts that differ from the new check."""
 

@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine, any of which can be killed and replaced.
 
-Each node is a `ray start --block` of its own: real raylets, agents and workers, no container.
+Each node is a `ray start --block` of its own: real raylets, agents and workers, no container. All
+of them listen on the loopback interface only.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _STOP_DEADLINE_S = 30.0
 _REPLACE_AFTER_S = 4.0  # as long as the cloud were to give a new machine at once
 _OBJECT_STORE_MIB = 100
 _UP = "Ray runtime started."
+_LOOPBACK = "127.0.0.1"
 
 
 @dataclass
@@ -75,7 +77,11 @@ class Nodes:
             raise ConfigError("chaos starts a cluster of its own: leave `ray.address` null")
         cpus = math.ceil(needed.pop("CPU"))
         memory = (config.ray.object_store_mib or _OBJECT_STORE_MIB) * 2**20
-        self._common = ["--block", "--node-ip-address=127.0.0.1", f"--object-store-memory={memory}"]
+        self._common = [
+            "--block",
+            f"--node-ip-address={_LOOPBACK}",
+            f"--object-store-memory={memory}",
+        ]
         self._worker = [f"--num-cpus={cpus}", f"--resources={json.dumps(needed)}"]
         self._count = count
         self._started = 0
@@ -83,8 +89,8 @@ class Nodes:
         self._workers: list[Node] = []
         self._replace_at: list[float] = []
         port, client_port, agent_port = _free_ports(3)
-        self.address = f"127.0.0.1:{port}"
-        # Ray binds its services to the network: nothing else may send this cluster work.
+        self.address = f"{_LOOPBACK}:{port}"
+        # Other users of this machine reach its services: none of them may send this cluster work.
         self.environment = _environment(self.address, secrets.token_hex(32))
         self._ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
         self._ports += [f"--dashboard-agent-listen-port={agent_port}"]
@@ -178,12 +184,7 @@ class Nodes:
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [
-                    str(Path(sys.executable).with_name("ray")),
-                    "start",
-                    *arguments,
-                    *self._common,
-                ],
+                [sys.executable, "-m", "rise_ray.chaos.start", *arguments, *self._common],
                 stdout=output,
                 stderr=output,
                 env=self.environment,
@@ -208,6 +209,11 @@ def _environment(address: str, token: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Who connects stays on loopback too, and does not ask at the network's address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "VLLM_HOST_IP": _LOOPBACK,
     }
 
 
@@ -215,5 +221,5 @@ def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind((_LOOPBACK, 0))
         return [one.getsockname()[1] for one in sockets]

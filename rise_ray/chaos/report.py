@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rise_ray.chaos.attack import Outcome
 from rise_ray.chaos.audit import Audit
+from rise_ray.chaos.plan import Kind
 from rise_ray.text import terminal_text
 
 
@@ -32,6 +33,15 @@ class Result:
         """Of the kills after which there was a sign of progress."""
         return [kill.recovered_s for kill in self.outcome.kills if kill.recovered_s is not None]
 
+    @property
+    def killed_checks(self) -> int:
+        """Child processes that were killed: each takes the verdict of the one answer it was at.
+
+        No other kill takes any: of a verifier, a node or a driver that dies nothing is stored, and
+        its answers are checked again.
+        """
+        return sum(kill.kind is Kind.CHECK for kill in self.outcome.kills)
+
 
 def broken(result: Result) -> list[str]:
     """What must hold and does not; empty where the run stood the attack."""
@@ -48,6 +58,8 @@ def broken(result: Result) -> list[str]:
         f"{audit.doubled_examples} training examples are doubled": audit.doubled_examples > 0,
         f"{audit.errors} episodes ended as error": audit.errors > 0,
         f"{audit.false_verdicts} verdicts are false": audit.false_verdicts > 0,
+        f"{audit.verdict_errors} verdicts are lost, where {result.killed_checks} checking "
+        "processes were killed": audit.verdict_errors > result.killed_checks,
         f"{len(result.leftovers)} things are left over": bool(result.leftovers),
     }
     return [sentence for sentence, is_broken in found.items() if is_broken]
@@ -67,7 +79,10 @@ def table(result: Result) -> Table:
         "examples doubled (must be 0)": f"{audit.doubled_examples:,}",
         "episodes ended as error (must be 0)": f"{audit.errors:,}",
         "recomputed share": _recomputed(result),
-        "verdicts checked again": f"{audit.verdicts:,}, and {audit.verdict_errors:,} are error",
+        "verdicts checked again": f"{audit.verdicts:,}",
+        "verdicts lost (at most one per killed check)": (
+            f"{audit.verdict_errors:,} of at most {result.killed_checks:,}"
+        ),
         "false verdicts (must be 0)": f"{audit.false_verdicts:,}",
         "kill to next commit, median and worst": _recovery(result.recoveries_s),
         "leftovers (must be 0)": "\n".join([str(len(result.leftovers)), *result.leftovers]),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from rise_ray.errors import StoreError
+from rise_ray.machine import this_machine
+from rise_ray.stop import end_at_once
 from rise_ray.store.files import Folder
 
 OWNER = "owner.json"
@@ -84,33 +85,32 @@ def refuse_if_driven(folder: Folder) -> None:
         StoreError: with the owner's name and since when.
     """
     owner = current_owner(folder)
-    if owner is not None and owner.machine == _machine() and _lives(owner):
+    if owner is not None and owner.machine == this_machine() and _lives(owner):
         raise _refusal(folder, owner)
 
 
 class Ownership:
     """The right to write to a run folder, for the time of a `with` block.
 
-    A driver that finds another's name in its file (it was suspended for longer than a lease)
-    sends itself SIGTERM, so that the run stops.
+    A driver that finds another's name in its file (it was suspended for longer than a lease) ends
+    at once, with exit status 1: what it would tidy up is the other's now.
 
     Args:
         folder: of the run.
         say: told why entering waits.
 
     Raises:
-        StoreError: on entry: another driver lives; on exit: another one took over.
+        StoreError: on entry: another driver lives; on exit: the file cannot be removed.
     """
 
     def __init__(self, folder: Folder, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._say = say
         self._over = threading.Event()
-        self._lost_to: Owner | None = None
         self._mine = Owner(
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
-            machine=_machine(),
+            machine=this_machine(),
             pid=os.getpid(),
             process_started=_start_ticks(os.getpid()),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,8 +134,6 @@ class Ownership:
     ) -> None:
         self._over.set()
         self._thread.join()
-        if self._lost_to is not None:
-            raise _refusal(self._folder, self._lost_to) from error
         try:
             self._give_up()
         except StoreError as failure:
@@ -170,9 +168,8 @@ class Ownership:
             try:
                 owner = current_owner(self._folder)
                 if owner is not None and owner.token != mine.token:
-                    self._lost_to = owner
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
+                    lost = f"{_taken(self._folder, owner)}; this one was away for too long and ends"
+                    end_at_once(f"error: {lost}", 1)
                 mine = replace(mine, beat=mine.beat + 1)
                 self._write(mine)
             except StoreError as error:  # a store that is away for a moment: the next beat tries
@@ -184,9 +181,12 @@ class Ownership:
 
 def _refusal(folder: Folder, owner: Owner) -> StoreError:
     return StoreError(
-        f"{folder.uri}: another driver works on this run: {owner}; nothing was changed; stop "
-        "it first, or choose another `name`"
+        f"{_taken(folder, owner)}; nothing was changed; stop it first, or choose another `name`"
     )
+
+
+def _taken(folder: Folder, owner: Owner) -> str:
+    return f"{folder.uri}: another driver works on this run: {owner}"
 
 
 def _lives(owner: Owner) -> bool:
@@ -211,9 +211,3 @@ def _start_ticks(pid: int) -> int:
     if state in "ZX":
         raise ProcessLookupError(pid)
     return int(fields[18])
-
-
-def _machine() -> str:
-    """One name per kernel start and process space; containers on a host have their own."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

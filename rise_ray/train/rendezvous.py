@@ -1,4 +1,4 @@
-"""Where the ranks of a training meet: in a file if one node holds them all, else at a port.
+"""Where the ranks of a training meet: in a file if one machine holds them all, else at a port.
 
 torch's store at rank 0's port listens on every network interface and lets anyone write, so a
 training on one machine does without it.
@@ -6,6 +6,7 @@ training on one machine does without it.
 
 from __future__ import annotations
 
+import os
 import uuid
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.train.torch.config import (
     _TorchBackend,
 )
 
+from rise_ray.machine import this_machine
 from rise_ray.reaper import temporary_folder
 
 
@@ -34,7 +36,7 @@ class Meeting(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: Rendezvous) -> None:
         """Called by Ray Train in its controller, at the start and after each restart."""
-        if len(set(worker_group.execute(_node_id))) > 1:
+        if len(set(worker_group.execute(_file_system))) > 1:
             super().on_start(worker_group, backend_config)
             return
         file = worker_group.execute_single(0, _meeting_file)
@@ -55,8 +57,12 @@ class Meeting(_TorchBackend):
         ray.get(joins)
 
 
-def _node_id() -> str:
-    return str(ray.get_runtime_context().get_node_id())
+def _file_system() -> str:
+    """Equal for ranks that see the same files and, being on one machine, can lock them.
+
+    Not the node: two of a machine may be of one cluster.
+    """
+    return f"{this_machine()}/{os.readlink('/proc/self/ns/mnt')}"
 
 
 def _meeting_file() -> str:

@@ -1,13 +1,14 @@
-"""Processes as a test sees them: whom it started, and whether they are gone."""
+"""Processes as a test sees them: whom it started, where they listen, and whether they are gone."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -66,6 +67,29 @@ def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 @contextmanager
+def listening(pid: int) -> Iterator[set[tuple[str, str]]]:
+    """Watch a process and those below it: (name, IP address) of each socket where one listens."""
+    found: set[tuple[str, str]] = set()
+
+    def look(over: threading.Event) -> None:
+        while not over.wait(0.5):
+            for one in [*_itself(pid), *descendants(pid)]:
+                with suppress(psutil.Error):  # it has ended
+                    sockets = one.net_connections("inet")
+                    found.update((one.name(), s.laddr.ip) for s in sockets if s.status == "LISTEN")
+
+    with beside(look):
+        yield found
+
+
+def is_loopback(ip: str) -> bool:
+    """Whether an address is of this machine alone, `::ffff:127.0.0.1` included."""
+    address = ipaddress.ip_address(ip)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+@contextmanager
 def losing(actor: str, title: str, number: signal.Signals, losses: int) -> Iterator[None]:
     """Signal `losses` actors that do not run yet, each when it is first seen as `title`."""
     others, lost = named(f"ray::{actor}"), []
@@ -83,6 +107,12 @@ def losing(actor: str, title: str, number: signal.Signals, losses: int) -> Itera
     assert len(lost) == losses, f"only {len(lost)} actors were seen as {title}"
     left = wait_gone(lost)
     assert not left, f"a lost actor still runs: {left}"
+
+
+def _itself(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return [psutil.Process(pid)]
+    return []
 
 
 def _runs(process: psutil.Process) -> bool:

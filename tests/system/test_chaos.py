@@ -6,7 +6,6 @@ It is the job itself that is run, with its exit status and its table, as a user 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import pytest
 from rise_ray.chaos.plan import Kind, stage_keys
 from rise_ray.config_file import load_config
 from rise_ray.store.run import Run
+from tests.system.driver import started
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+from tests.system.processes import is_loopback, listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,14 +38,17 @@ def test_a_run_whose_parts_are_killed_one_after_another_loses_and_doubles_nothin
     tmp_path: Path,
 ) -> None:
     settings = [*SETTINGS, *CHAOS, f"storage={tmp_path}"]
-    command = [sys.executable, "jobs/chaos.py", str(JOB), *settings]
+    command = [sys.executable, str(REPOSITORY / "jobs" / "chaos.py"), str(JOB), *settings]
     options = [f"--kills={len(KINDS)}", "--seed=0", "--deadline=700"]
-    done = subprocess.run(
-        [*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=860
-    )
-    print(done.stdout)  # `pytest -rP` shows the table
-    assert done.returncode == 0, done.stdout + done.stderr
-    killed = re.findall(r"kill \d+: (\w+):", done.stdout)
+    log = tmp_path / "chaos.log"
+    with started([*command, *options], log) as job, listening(job.pid) as sockets:
+        status = job.wait(timeout=860)
+    said = log.read_text()
+    print(said)  # `pytest -rP` shows the table
+    assert status == 0, said
+    assert {"gcs_server", "raylet"} <= {name for name, _ in sockets}
+    assert {(name, ip) for name, ip in sockets if not is_loopback(ip)} == set()
+    killed = re.findall(r"kill \d+: (\w+):", said)
     assert sorted(killed) == sorted(kind.value for kind in KINDS)
     config = load_config(JOB, settings)
     run = Run(config, resume=False)

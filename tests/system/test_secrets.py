@@ -7,7 +7,6 @@ everything that the runs wrote and printed.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import shutil
@@ -15,12 +14,10 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -29,6 +26,7 @@ from rise_ray.store.files import Folder
 from rise_ray.store.run import Run
 from rise_ray.track import _flat, read_metrics
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+from tests.system.processes import is_loopback, listening
 from tests.system.rollout.fake_endpoint import FakeEndpoint, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -74,27 +72,10 @@ def run_command(settings: list[str], *options: str) -> Finished:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    watch = threading.Thread(target=_watch, args=(process, finished.listening))
-    watch.start()
-    finished.output, _ = process.communicate()
-    watch.join()
+    with listening(process.pid) as finished.listening:
+        finished.output, _ = process.communicate()
     finished.status = process.returncode
     return finished
-
-
-def _watch(process: subprocess.Popen[str], listening: set[tuple[str, str]]) -> None:
-    while process.poll() is None:
-        try:
-            started = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return
-        for one in [psutil.Process(process.pid), *started]:
-            try:
-                found = one.net_connections("inet")
-                listening |= {(one.name(), c.laddr.ip) for c in found if c.status == "LISTEN"}
-            except psutil.Error:
-                continue  # it has ended
-        threading.Event().wait(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +110,6 @@ def holders_of_secrets(finished: Finished) -> list[str]:
         "the output": finished.output.encode()
     }
     return [name for name, text in texts.items() if any(secret in text for secret in wanted)]
-
-
-def is_loopback(ip: str) -> bool:
-    address = ipaddress.ip_address(ip)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
 
 
 def wandb_records(folder: Path) -> list[Record]:

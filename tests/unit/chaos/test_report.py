@@ -18,6 +18,7 @@ KILLS = [
     Kill(Kind.DRIVER, "driver 7", "iteration-1/collect", 50.0, recovered_s=20.0, unfinished=5),
 ]
 FINE = Result(Outcome(KILLS, [], 0, 90.0), Audit(episodes=100, verdicts=900), 3, [])
+CHECK = Kill(Kind.CHECK, "3 rise_ray.verify.child", "base/eval", 3.0, recovered_s=1.0)
 LOST_KILL = PlannedKill(Kind.TRAINER, "iteration-1/train", 1.0, 0.5)
 STUCK = replace(KILLS[0], recovered_s=None)
 
@@ -42,6 +43,14 @@ def test_a_run_that_stood_the_attack_breaks_nothing() -> None:
         (replace(FINE, audit=Audit(doubled_examples=1)), "1 training examples are doubled"),
         (replace(FINE, audit=Audit(errors=3)), "3 episodes ended as error"),
         (replace(FINE, audit=Audit(false_verdicts=4)), "4 verdicts are false"),
+        (
+            replace(FINE, audit=Audit(verdict_errors=1)),
+            "1 verdicts are lost, where 0 checking processes were killed",
+        ),
+        (
+            replace(FINE, outcome=Outcome([*KILLS, CHECK], [], 0), audit=Audit(verdict_errors=2)),
+            "2 verdicts are lost, where 1 checking processes were killed",
+        ),
         (replace(FINE, leftovers=["process 3 x"]), "1 things are left over"),
         (replace(FINE, outcome=Outcome(KILLS, [], 1)), "the run ended with exit status 1"),
         (replace(FINE, outcome=Outcome(KILLS, [], None)), "the run ended with its deadline"),
@@ -56,10 +65,13 @@ def test_each_broken_promise_is_named(result: Result, sentence: str) -> None:
     assert broken(result) == [sentence]
 
 
-def test_failed_checks_are_counted_and_are_no_broken_promise() -> None:
-    failed = replace(FINE, audit=Audit(episodes=100, verdicts=900, verdict_errors=3))
+def test_a_killed_check_may_cost_the_verdict_of_the_answer_it_was_at() -> None:
+    audit = Audit(episodes=100, verdicts=900, verdict_errors=2)
+    failed = replace(FINE, outcome=Outcome([*KILLS, CHECK, CHECK], [], 0), audit=audit)
     assert broken(failed) == []
-    assert "900, and 3 are error" in text(failed)
+    shown = text(failed)
+    assert "verdicts lost (at most one per killed check)" in shown
+    assert "2 of at most 2" in shown
 
 
 def test_what_must_be_zero_says_so() -> None:

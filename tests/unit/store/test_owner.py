@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.stop import Stopped, stop_signals
+from rise_ray.machine import this_machine
+from rise_ray.stop import Stopped
 from rise_ray.store import owner as module
 from rise_ray.store.files import Folder
 from rise_ray.store.owner import OWNER, Owner, Ownership, current_owner, refuse_if_driven
@@ -34,7 +36,7 @@ def driver() -> Iterator[Owner]:
     yield Owner(
         token="other",
         host="this-host",
-        machine=module._machine(),
+        machine=this_machine(),
         pid=process.pid,
         process_started=module._start_ticks(process.pid),
         since="2026-01-01T00:00:00+00:00",
@@ -51,6 +53,10 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def put(folder: Folder, owner: Owner) -> None:
     folder.write(OWNER, json.dumps(asdict(owner)).encode())
+
+
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder.path).iterdir()}
 
 
 def own(folder: Folder, say: Callable[[str], None] = lambda _: None) -> None:
@@ -131,17 +137,50 @@ def test_of_drivers_that_start_together_one_goes_on(folder: Folder) -> None:
     assert sorted(outcomes) == ["drove", "refused", "refused", "refused"]
 
 
-def test_a_driver_that_was_replaced_while_it_slept_stops(folder: Folder, driver: Owner) -> None:
-    def drive() -> None:
-        with Ownership(folder, lambda _: None):
-            for _ in range(100):  # once would do, but for a beat that is being written
-                put(folder, driver)
-                time.sleep(0.2)
+SLEEPER = """
+import sys, time
+from rise_ray.stop import stop_signals
+from rise_ray.store import owner
+from rise_ray.store.files import Folder
 
-    named = f"another driver works on this run: process {driver.pid} on this-host"
-    with stop_signals(), pytest.raises(StoreError, match=named):
-        drive()
+owner._BEAT_S, owner._SETTLE_S = 0.05, 0.05
+folder = Folder(sys.argv[1])
+with stop_signals(), owner.Ownership(folder, print):
+    try:
+        print("drives", flush=True)
+        time.sleep(60)
+    finally:  # as a stopped run does: what had ended is stored, the last figures written
+        folder.write("late.json", b"{}")
+"""
+
+
+def test_a_driver_that_was_replaced_while_it_slept_ends_and_changes_nothing(
+    folder: Folder, driver: Owner
+) -> None:
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, folder.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert sleeper.stdout is not None
+    assert sleeper.stdout.readline() == "drives\n"
+    for _ in range(100):  # once would do, but for a beat that is being written
+        sleeper.send_signal(signal.SIGSTOP)
+        put(folder, driver)
+        taken = contents(folder)
+        sleeper.send_signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sleeper.wait(1)
+            break
+    _, said = sleeper.communicate()
+    assert sleeper.returncode == 1
+    assert contents(folder) == taken
     assert current_owner(folder) == driver
+    (line,) = said.splitlines()
+    named = f"another driver works on this run: process {driver.pid} on this-host, since 2026"
+    assert line.startswith(f"rise-ray: error: {folder.uri}: {named}")
+    assert "nothing was changed" not in line
 
 
 def test_a_store_that_fails_after_a_stop_is_a_warning_and_hides_no_stop(

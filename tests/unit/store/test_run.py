@@ -31,7 +31,7 @@ def _content(folder: Folder) -> dict[str, bytes]:
 
 def test_a_fresh_run_saves_its_config_and_an_empty_journal(tmp_path: Path) -> None:
     run = Run(_config(tmp_path), resume=False)
-    assert (tmp_path / "demo" / CONFIG).read_text().startswith("name: demo")
+    assert (tmp_path / "demo" / CONFIG).read_text().startswith("schema_version: '1'\nname: demo")
     assert (run.stages, run.finished) == ({}, False)
 
 
