@@ -159,7 +159,7 @@ class OpenAITeacher(Settings):
     max_retries: int = Field(default=5, ge=0)
     """Of the `openai` client, with its exponential back-off."""
     deadline_s: float = Field(default=120.0, gt=0)
-    """Of one request."""
+    """Longest silence of the endpoint in a request. One that drips may take twice as long."""
     token_budget: int = Field(default=10_000_000, ge=1)
     """Prompt and completion tokens of the whole run; the run stops when it is spent."""
 
@@ -279,7 +279,10 @@ class TrainConfig(Settings):
     start_deadline_s: float = Field(default=86_400.0, gt=0)
     """Longest wait for the workers' resources."""
     step_deadline_s: float = Field(default=1800.0, gt=0)
-    """Longest wait of a worker for the others, in a step or a checkpoint."""
+    """Longest wait of a worker for the others, in a step or a checkpoint, or for its rows."""
+    progress_deadline_s: float = Field(default=3600.0, gt=0)
+    """Workers that have their resources and give no sign of life for this long are started again:
+    while they load the model, in a step, a checkpoint, or the writing of the weights."""
 
     @model_validator(mode="after")
     def _whole_rows(self) -> TrainConfig:
@@ -378,6 +381,8 @@ class RayConfig(Settings):
 class RunConfig(Settings):
     """A whole run."""
 
+    schema_version: Literal["1"] = "1"
+    """Of this form of settings; a config without it is taken to be of this version."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the run folder, of W&B's run, and part of every trajectory id."""
     storage: str = "runs"

@@ -5,15 +5,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from rise_ray.errors import ClusterError
 
 T = TypeVar("T")
+
+_LOSSES = (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError)
+_CANCEL_S = 5.0  # for Ray to end a process
 
 
 def answer(what: str, call: Any, deadline_s: float) -> Any:
@@ -25,7 +36,7 @@ def answer(what: str, call: Any, deadline_s: float) -> Any:
         deadline_s: seconds; the wait for a CPU or a node is in them.
 
     Raises:
-        ClusterError: there was none in time.
+        ClusterError: there was none in time, or its process is lost.
         ray.exceptions.RayError: it failed (see `rise_ray.errors.user_error`).
     """
     try:
@@ -36,6 +47,9 @@ def answer(what: str, call: Any, deadline_s: float) -> Any:
             "`ray.task_deadline_s` and go on with --resume; if it waits for resources, the "
             f"cluster's free ones are {ray.available_resources()}"
         ) from error
+    except _LOSSES as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"{what}: the process is lost: {reason}; try --resume") from error
 
 
 def in_task(
@@ -46,7 +60,7 @@ def in_task(
     num_cpus: float,
     **options: Any,
 ) -> T:
-    """`work(*arguments)` in a Ray task whose process ends with it; see `answer`.
+    """`work(*arguments)` in a Ray task whose process ends with it, or with the wait; see `answer`.
 
     Ray runs it again, up to three times, where its process dies: it has to be idempotent.
 
@@ -57,7 +71,9 @@ def in_task(
     call = task.remote(*arguments)
     try:
         result: T = answer(what, call, deadline_s)
-    except ClusterError:
+    except BaseException:  # a stop, too: nothing may write when the run has another driver
         ray.cancel(call, force=True)
+        with contextlib.suppress(RayError):
+            ray.get(call, timeout=_CANCEL_S)
         raise
     return result

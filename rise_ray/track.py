@@ -7,6 +7,7 @@ training that goes on from a state, those after the state's step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import netrc
@@ -16,11 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
 
 from rise_ray.cluster import this_node
 from rise_ray.config import RunConfig
 from rise_ray.deadline import answer
-from rise_ray.errors import ConfigError, StoreError
+from rise_ray.errors import ConfigError, RiseError, StoreError
 from rise_ray.store.files import Folder
 
 METRICS = "metrics.jsonl"
@@ -49,6 +51,7 @@ class Tracker:
         self._latest: dict[str, Any] | None = None
         self._written = time.monotonic()
         self._wandb: Any = None
+        self._has_read = False
 
     def open(self) -> None:
         """Read what an earlier part of the run measured, and start W&B where it is configured.
@@ -61,6 +64,7 @@ class Tracker:
         """
         if self._folder.exists(METRICS):
             self._records = read_metrics(self._folder)
+        self._has_read = True
         if self._config.wandb:
             self._wandb = _start_wandb(self._config, self._folder)
 
@@ -103,7 +107,8 @@ class Tracker:
     def close(self) -> None:
         """Write everything and finish the W&B run, also where the storage fails."""
         try:
-            self.flush()
+            if self._has_read:  # or it would replace what it could not read
+                self.flush()
         finally:
             if self._wandb is not None:
                 self._wandb.finish()
@@ -166,7 +171,12 @@ def start_tracker(config: RunConfig, folder: Folder) -> TrackerHandle:
     """The tracker of a run, on the driver's node: a local run folder is there."""
     actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=this_node())
     tracker = TrackerHandle(actor.remote(config, folder), config.ray.task_deadline_s)
-    tracker.open()
+    try:
+        tracker.open()
+    except KeyboardInterrupt:  # `rise_ray.stop`, while W&B starts
+        with contextlib.suppress(RiseError, RayError):
+            tracker.close()
+        raise
     return tracker
 
 

@@ -94,7 +94,9 @@ def write_relabeled(
     ]
     if not parts:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
-    ray.data.DataContext.get_current().enable_progress_bars = False  # the console has its own
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the console has its own
+    context.execution_no_progress_timeout_s = -1  # the caller has a deadline
     rows = (
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map_batches(

@@ -40,6 +40,7 @@ from rise_ray.verify.client import verify_all
 
 TEACHER_VERSION = -1
 _BATCH = 64  # trajectories that the teacher works on at once
+_LONGEST_BACK_OFF_S = 120.0  # that the client heeds, where an endpoint asks for it
 
 
 class Teacher(Protocol):
@@ -221,6 +222,8 @@ class OpenAITeacher:
         self._seed = seed
         self._spending = spending
         self._next_start = 0.0
+        tries_s = 2 * config.deadline_s * (1 + config.max_retries)
+        self._longest_s = tries_s + _LONGEST_BACK_OFF_S * config.max_retries
         self._connect = lambda: AsyncOpenAI(
             api_key=key,
             base_url=config.base_url,
@@ -277,14 +280,16 @@ class OpenAITeacher:
                     f"tokens is spent ({self._spending.tokens}); raise it and resume"
                 )
             try:
-                reply = await client.chat.completions.create(
-                    model=config.model,
-                    messages=[{"role": m.role, "content": m.content} for m in messages],
-                    temperature=config.temperature,
-                    max_tokens=config.max_tokens,
-                    seed=seed,
-                )
-            except OpenAIError as error:
+                # The client's own deadline is of every byte: an endpoint may drip for ever.
+                async with asyncio.timeout(self._longest_s):
+                    reply = await client.chat.completions.create(
+                        model=config.model,
+                        messages=[{"role": m.role, "content": m.content} for m in messages],
+                        temperature=config.temperature,
+                        max_tokens=config.max_tokens,
+                        seed=seed,
+                    )
+            except (OpenAIError, TimeoutError) as error:
                 raise TeacherError(
                     f"teacher {config.model} at {config.base_url or 'the OpenAI endpoint'}: "
                     f"{type(error).__name__}: {redact(str(error), self._key)}; check `teacher` "

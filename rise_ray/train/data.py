@@ -151,10 +151,12 @@ def stream_rows(
     plan: PackingPlan,
     share: Share,
     rows_per_pass: int,
+    deadline_s: float,
 ) -> Iterator[RowBatch]:
     """This rank's forward passes in order, `rows_per_pass` rows each.
 
-    The same passes come again for the same arguments, whatever happened in between.
+    The same passes come again for the same arguments, whatever happened in between. Reading that
+    makes no progress for `deadline_s` seconds is an error of Ray Data's.
     """
     source = PackedRows(folder, manifest, plan, share)
     tasks = len(source.get_read_tasks(1))
@@ -165,6 +167,7 @@ def stream_rows(
     dataset = ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=0, concurrency=1)
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
+    dataset.context.execution_no_progress_timeout_s = deadline_s
     per_step = share.rows_per_step(plan)
     for table in dataset.iter_batches(
         batch_size=per_step, batch_format="pyarrow", prefetch_batches=PREFETCH_STEPS

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -45,42 +46,58 @@ def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) ->
 
     Ray Train restarts workers that were lost while they trained. Of workers that were lost while
     they started it forgets the placement group, and then gives up or waits for resources that the
-    group holds: so the group is given back here, and the run taken up again.
+    group holds: so the group is given back here, and the run taken up again. So is one that gives
+    no sign of life any more, or whose controller was lost.
     """
     import ray.train
+    from ray.exceptions import RayActorError
 
-    job = task.job
+    from rise_ray.train.pulse import start_pulse, watched
+
+    job, pulse = task.job, start_pulse()
+    deadline_s = job.config.progress_deadline_s
     for restarts_left in reversed(range(1 + job.config.max_failures)):
-        before = _placement_groups()
-        trainer = _trainer(task, storage, name)
+        before = set(_placement_groups())
+        trainer = _trainer(task, storage, name, pulse)
+        waits = functools.partial(_waits_for_resources, before)
         try:
-            return trainer.fit().return_value
+            with watched(pulse, deadline_s, waits, trainer.kill) as silent:
+                return trainer.fit().return_value
         except KeyboardInterrupt:  # `rise_ray.stop`
             trainer.abort()
-            _remove_placement_groups(_placement_groups() - before)
+            _remove_placement_groups(_placement_groups().keys() - before)
             raise
-        except ray.train.TrainingFailedError as error:
-            _remove_placement_groups(_placement_groups() - before)
-            if not restarts_left or not isinstance(error, ray.train.ControllerError):
-                raise TrainError(f"{job.name}: training failed: {_root_cause(error)}") from error
-            logger.warning("%s: the workers did not start: %s", job.name, _root_cause(error))
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            _remove_placement_groups(_placement_groups().keys() - before)
+            silence = f"no sign of life for {deadline_s:g} s (`train.progress_deadline_s`)"
+            reason = silence if silent.is_set() else _root_cause(error)
+            lost = isinstance(error, ray.train.ControllerError | RayActorError)
+            if not restarts_left or not lost:
+                raise TrainError(f"{job.name}: training failed: {reason}") from error
+            logger.warning("%s: the workers are started again: %s", job.name, reason)
     raise AssertionError("the last round returns or raises")
 
 
-def _placement_groups() -> set[str]:
-    """Ids of this job's placement groups that hold or await resources."""
+def _waits_for_resources(before: set[str]) -> bool:
+    """Whether a placement group that was not there before has not got its resources yet."""
+    groups = _placement_groups()
+    return any(groups[group_id] != "CREATED" for group_id in groups.keys() - before)
+
+
+def _placement_groups() -> dict[str, str]:
+    """The states of this job's placement groups that hold or await resources, by id."""
     import ray
     from ray.util import placement_group_table
 
     job_id = ray.get_runtime_context().get_job_id()
     return {
-        group_id
+        group_id: group["state"]
         for group_id, group in placement_group_table().items()
         if group_id.endswith(job_id) and group["state"] != "REMOVED"
     }
 
 
-def _remove_placement_groups(ids: set[str]) -> None:
+def _remove_placement_groups(ids: Iterable[str]) -> None:
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -88,7 +105,7 @@ def _remove_placement_groups(ids: set[str]) -> None:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
-def _trainer(task: WorkerTask, storage: Folder, name: str) -> StoppableTrainer:
+def _trainer(task: WorkerTask, storage: Folder, name: str, pulse: Any) -> StoppableTrainer:
     import ray.train
 
     from rise_ray.train.loop import train_worker
@@ -98,7 +115,7 @@ def _trainer(task: WorkerTask, storage: Folder, name: str) -> StoppableTrainer:
     config = task.job.config
     return StoppableTrainer(
         train_worker,
-        train_loop_config={"task": task},
+        train_loop_config={"task": task, "pulse": pulse},
         torch_config=Rendezvous(
             backend="nccl" if config.num_gpus else "gloo",
             timeout_s=math.ceil(config.step_deadline_s),

@@ -28,6 +28,7 @@ from rise_ray.train.deepspeed_config import passes_per_step
 from rise_ray.train.engine import quiet_libraries, start_engine
 from rise_ray.train.job import WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
+from rise_ray.train.pulse import Beat
 from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state
 
 LOG_EVERY_S = 2.0
@@ -35,16 +36,18 @@ SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is d
 NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 
 
-def train_worker(config: dict[str, WorkerTask]) -> WorkerResult:
+def train_worker(config: dict[str, Any]) -> WorkerResult:
     """One rank of `rise_ray.train.job.train`, as Ray Train calls it."""
-    task = config["task"]
+    task: WorkerTask = config["task"]
+    beat = Beat(config["pulse"])
+    beat()
     job = task.job
     if not job.config.num_gpus:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before the first import of deepspeed
     quiet_libraries()
     torch.manual_seed(job.seed)
     engine, keep_alive = start_engine(job, task.deepspeed, task.plan.steps)
-    run = _Run(task, engine)
+    run = _Run(task, engine, beat)
     run.resume()
     try:
         run.steps()
@@ -63,8 +66,9 @@ class _NonFiniteError(Exception):
 class _Run:
     """The state of a run between its steps."""
 
-    def __init__(self, task: WorkerTask, engine: Any) -> None:
+    def __init__(self, task: WorkerTask, engine: Any, beat: Beat) -> None:
         self.task = task
+        self._beat = beat
         self.engine = engine
         self.step = 0
         self.resumed_at = 0
@@ -94,11 +98,17 @@ class _Run:
         passes = passes_per_step(config)
         share = Share(self._rank, self._world_size, self.step)
         stream = stream_rows(
-            Folder(task.job.examples), task.manifest, task.plan, share, config.rows_per_pass
+            Folder(task.job.examples),
+            task.manifest,
+            task.plan,
+            share,
+            config.rows_per_pass,
+            config.step_deadline_s,
         )
         start = self._logged_at = time.monotonic()
         while self.step < task.plan.steps:
             self._take_step([next(stream) for _ in range(passes)])
+            self._beat()
             if self.step % SYNC_STEPS == 0 or self.step == task.plan.steps:
                 self._sync()
         self.seconds = time.monotonic() - start

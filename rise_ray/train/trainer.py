@@ -22,6 +22,11 @@ class StoppableTrainer(TorchTrainer):
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
 
+    def kill(self) -> None:
+        """End a `fit` from another thread: it raises RayActorError."""
+        if self._controller is not None:
+            ray.kill(self._controller)  # its workers end with it
+
     def abort(self) -> None:
         """Stop the workers of a `fit` that was left."""
         if self._controller is None:
@@ -29,6 +34,6 @@ class StoppableTrainer(TorchTrainer):
         try:
             ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
         except GetTimeoutError:
-            ray.kill(self._controller)  # its workers end with it
+            self.kill()
         except RayActorError:
             pass  # it ends itself at the end of an abort

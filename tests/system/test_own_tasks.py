@@ -1,7 +1,9 @@
-"""A run's own tasks find a CPU beside rollout workers that took all they could, or end in time."""
+"""A run's own tasks: room for them beside rollout workers, an end in time, another try."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from rise_ray.console import Console
 from rise_ray.deadline import in_task
 from rise_ray.errors import ClusterError
 from rise_ray.mdp import Phase
-from rise_ray.relabel.job import write_relabeled
+from rise_ray.relabel.job import RelabelResult, write_relabeled
 from rise_ray.stages import Stages
 from rise_ray.store.examples import read_manifest
 from rise_ray.store.files import Folder
@@ -24,6 +26,7 @@ from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.sync.parity import reference_in_task
 from rise_ray.track import TrackerHandle
 from tests.system.miniature import JOB, SETTINGS
+from tests.system.processes import beside, named, send
 from tests.unit.relabel.builders import rolled
 
 
@@ -40,15 +43,34 @@ def no_cpu(ray_runtime: None) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_cpu")
 def test_a_relabeling_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) -> None:
-    store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
-    store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
-    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
-    output = Folder(str(tmp_path / "examples"))
-    what = (store, phases, load_config(JOB, SETTINGS).relabel, 64, 0, output)
     late = r"^relabeling did not end within 15 s; .*`ray.task_deadline_s`.* free ones are {"
     with pytest.raises(ClusterError, match=late):
-        in_task("relabeling", 15.0, write_relabeled, *what, num_cpus=0)
-    assert not output.exists()
+        relabel(tmp_path, deadline_s=15.0)
+    assert named("ray::write_relabeled") == []
+    assert not (tmp_path / "examples").exists()
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
+    def strike(over: threading.Event) -> None:
+        while not over.wait(0.02):
+            if drivers := named("ray::write_relabeled"):
+                send(drivers[0], signal.SIGKILL)
+                return
+
+    with beside(strike):
+        struck = relabel(tmp_path / "struck", deadline_s=120.0)
+    assert struck == relabel(tmp_path / "whole", deadline_s=120.0)
+
+
+def relabel(folder: Path, deadline_s: float) -> RelabelResult:
+    """As a stage does it, of one trajectory."""
+    store = TrajectoryStore(Folder(str(folder / "trajectories")))
+    store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
+    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
+    rule = load_config(JOB, SETTINGS).relabel
+    what = (store, phases, rule, 64, 0, Folder(str(folder / "examples")))
+    return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
 
 
 @pytest.mark.usefixtures("no_cpu")

@@ -60,6 +60,11 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
     assert shared_memory_files() <= memory
 
     with started([*resume, *settings], log) as driver:
+        wait_for(driver, log, lambda pid: bool(named("ray::write_relabeled", pid)))
+        stop(driver, log, signal.SIGTERM)
+    assert not (folder / "examples" / "iteration-1" / "manifest.json").exists()
+
+    with started([*resume, *settings], log) as driver:
         wait_for(driver, log, lambda pid: bool(named("ray::RayTrainWorker", pid)))
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"

@@ -59,6 +59,13 @@ def test_every_job_file_loads_and_comes_back_from_its_dump(path: Path) -> None:
     assert parse_config(dump_config(config), [], source="dump") == config
 
 
+def test_a_dump_says_its_schema_version_first_and_another_one_is_refused() -> None:
+    dump = dump_config(parse_config(MINIMAL, [], source="my.yaml"))
+    assert dump.startswith("schema_version: '1'\n")
+    other = dump.replace("schema_version: '1'", "schema_version: '0'")
+    assert _error(text=other) == "my.yaml: `schema_version`: Input should be '1'"
+
+
 def test_every_setting_says_what_it_means() -> None:
     groups = _all_settings()
     assert len(groups) > 15
@@ -77,7 +84,14 @@ def test_what_may_change_are_settings_and_nothing_that_decides_the_data() -> Non
         setting = key.split(".vllm.")[0]  # what follows is vLLM's
         groups, location = _resolve(setting.split("."))
         assert any(location[-1] in group.model_fields for group in groups), key
-    decide = ("seed", "model.path", "rollout.turns", "rollout.workers.num_gpus", "train.lr")
+    decide = (
+        "schema_version",
+        "seed",
+        "model.path",
+        "rollout.turns",
+        "rollout.workers.num_gpus",
+        "train.lr",
+    )
     decide = (*decide, "train.workers", "teacher.model", "rollout.workers.vllm.quantization")
     assert not any(may_change(key) for key in decide)
     assert may_change("rollout.workers.vllm.gpu_memory_utilization")
@@ -92,7 +106,7 @@ def test_what_may_change_are_settings_and_nothing_that_decides_the_data() -> Non
         ("warm_start={examples: 1, train: {l_r: 1}}", "did you mean `lr`?"),
         ("teacher={kind: openai, modle: x}", "`teacher.modle`: unknown setting; did you mean"),
         ("teacher={kind: model, path: x, workers: {a: 1}}", "`teacher.workers.a`: unknown"),
-        ("zzz=1", "`zzz`: unknown setting (allowed: name, storage,"),
+        ("zzz=1", "`zzz`: unknown setting (allowed: schema_version, name,"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
@@ -106,6 +120,7 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("schema_version=2", "`schema_version`: Input should be '1' (got 2)"),
         ("train.lr=fast", "`train.lr`: Input should be a valid number"),
         ("rollout.turns=0", "`rollout.turns`: Input should be greater than or equal to 1 (got 0)"),
         ("name=../x", "`name`: String should match pattern"),

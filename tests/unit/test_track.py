@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 from collections.abc import Callable
@@ -12,17 +13,21 @@ from typing import Any
 
 import pytest
 
+from rise_ray.config import RunConfig
 from rise_ray.config_file import parse_config
 from rise_ray.errors import StoreError
 from rise_ray.stages import Stages
 from rise_ray.stop import Stopped
 from rise_ray.store.files import Folder
-from rise_ray.track import METRICS, Tracker, _flat, wandb_mode
+from rise_ray.track import METRICS, Tracker, _flat, start_tracker, wandb_mode
+
+
+def _config() -> RunConfig:
+    return parse_config("{name: d, task: {name: t}, model: {path: m}}", [], source="test")
 
 
 def _tracker(folder: Folder) -> Tracker:
-    config = parse_config("{name: d, task: {name: t}, model: {path: m}}", [], source="test")
-    tracker = Tracker(config, folder)
+    tracker = Tracker(_config(), folder)
     tracker.open()
     return tracker
 
@@ -131,6 +136,46 @@ def test_what_fails_after_a_stop_is_a_warning_and_hides_no_stop(
     assert raised.value is ended_by
     assert parts.closed == 1
     assert "the run was not ended tidily: the store is away" in caplog.text
+
+
+def test_a_stop_while_wandb_starts_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Actor:
+        """Ray's handle of a tracker whose `open` is under way when the stop comes."""
+
+        def __init__(self) -> None:
+            self.called: list[str] = []
+            self.open, self.close = (
+                SimpleNamespace(remote=functools.partial(self._call, name))
+                for name in ("open", "close")
+            )
+
+        def _call(self, name: str) -> str:
+            self.called.append(name)
+            return name
+
+    actor = Actor()
+    made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: actor))
+    monkeypatch.setattr("ray.remote", lambda _: made)
+    monkeypatch.setattr("rise_ray.track.this_node", lambda: None)
+    monkeypatch.setattr("ray.get", lambda call, timeout: _stop() if call == "open" else None)
+    with pytest.raises(Stopped):
+        start_tracker(_config(), Folder(str(tmp_path)))
+    assert actor.called == ["open", "close"]
+
+
+def test_what_could_not_be_read_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{")
+    tracker = Tracker(_config(), Folder(str(tmp_path)))
+    with pytest.raises(StoreError):
+        tracker.open()
+    tracker.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "{"
+
+
+def _stop() -> None:
+    raise Stopped(signal.SIGTERM)
 
 
 def _away(*_: object) -> None:

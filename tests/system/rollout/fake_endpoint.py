@@ -6,6 +6,7 @@ refuse, to be slow, and to hide its token usage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -25,12 +26,14 @@ Messages = list[dict[str, str]]
 class FakeEndpoint:
     """What the endpoint does, and what it saw.
 
-    `refusals` are HTTP statuses given before the first answers, in turn.
+    `refusals` are HTTP statuses given before the first answers, in turn; `blanks`, of which there
+    is one every 50 ms, come before an answer.
     """
 
     answer: Callable[[Messages], str]
     refusals: list[int] = field(default_factory=list)
     delay_s: float = 0.0
+    blanks: int = 0
     usage: dict[str, int] | None = field(default_factory=lambda: dict(USAGE))
     base_url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -83,10 +86,14 @@ def serving(endpoint: FakeEndpoint) -> Iterator[FakeEndpoint]:
             content = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(endpoint.blanks + len(content)))
             self.send_header("retry-after-ms", "20")
             self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(ConnectionError):  # who asked may be gone
+                for _ in range(endpoint.blanks):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+                self.wfile.write(content)
 
         def log_message(self, *arguments: object) -> None:
             """Nothing on the terminal."""

@@ -185,6 +185,14 @@ def test_an_endpoint_slower_than_the_deadline_stops_the_run(
         list(make_openai(deadline_s=0.2, max_retries=0).improve(rolled))
 
 
+def test_an_endpoint_that_drips_stops_the_run(
+    rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
+) -> None:
+    endpoint.blanks = 200
+    with pytest.raises(TeacherError, match=r"fake-model at http.*: TimeoutError"):
+        list(make_openai(deadline_s=1.0, max_retries=0).improve(rolled))
+
+
 def test_a_spent_budget_stops_the_run_and_counts_what_was_spent_before(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:

@@ -180,21 +180,27 @@ def striking(folder: Path, number: signal.Signals) -> Callable[[dict[str, object
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "title", ["ray::RayTrainWorker.run_train_fn", "ray::execute._setup_torch_process_group"]
+    ("title", "number"),
+    [
+        ("ray::RayTrainWorker.run_train_fn", signal.SIGKILL),
+        ("ray::execute._setup_torch_process_group", signal.SIGKILL),
+        ("ray::execute._setup_torch_process_group", signal.SIGSTOP),
+    ],
 )
 def test_a_worker_that_is_lost_while_it_starts_is_started_again(
     title: str,
+    number: signal.Signals,
     tmp_path: Path,
     tiny_model: Path,
     examples_folder: WriteExamples,
     make_examples: Callable[..., list[Example]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = CONFIG.model_copy(update={"max_failures": 1})
+    config = CONFIG.model_copy(update={"max_failures": 1, "progress_deadline_s": 25.0})
     job = make_job(tmp_path, tiny_model, examples_folder(make_examples(60)), config=config)
-    with losing("RayTrainWorker", title, signal.SIGKILL, 1):
+    with losing("RayTrainWorker", title, number, 1):
         result = train(job)
-    assert "did not start" in caplog.text
+    assert "are started again" in caplog.text
     groups = placement_group_table().values()
     assert {group["state"] for group in groups} <= {"REMOVED"}, "a lost start holds resources"
     assert len(load(job).state_dict()) > 0

@@ -1,15 +1,17 @@
-"""Countdown, slowly; and with an answer that kills the verifier that has it checked."""
+"""Countdown, slowly; with an answer that kills the verifier; and where processes do not start."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from pathlib import Path
 
 from rise_ray.mdp import Problem, Verdict
 from rise_ray.tasks.countdown import Countdown
 
 TASK = f"{__name__}:Slow"
+SHORT_TASK = f"{__name__}:Short"
 CHECK_S = 0.01
 POISON = "kill the verifier"
 
@@ -24,3 +26,20 @@ class Slow(Countdown):
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
         return super().check(problem, response)
+
+
+class Short(Countdown):
+    """Its processes die while they start, as for want of memory, as long as `missing` is there.
+
+    Each of them adds a character to that file.
+    """
+
+    missing: str
+
+    def model_post_init(self, context: object) -> None:
+        """Die, perhaps."""
+        missing = Path(self.missing)
+        if missing.exists():
+            with missing.open("a") as deaths:
+                deaths.write("x")
+            os._exit(9)

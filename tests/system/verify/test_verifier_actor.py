@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,9 +18,10 @@ from rise_ray.errors import ConfigError, user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import Item, VerifierHandle, start_verifiers
+from rise_ray.verify.checker import MAX_FAILED_STARTS
 from rise_ray.verify.client import MOST_LOSSES, Verification, verify_all
 from tests.system.processes import wait_gone
-from tests.system.verify.slow_task import CHECK_S, POISON, TASK
+from tests.system.verify.slow_task import CHECK_S, POISON, SHORT_TASK, TASK
 
 COUNTDOWN = TaskConfig(name="countdown")
 SLOW = TaskConfig(name=TASK)
@@ -139,6 +141,40 @@ def test_a_batch_that_kills_its_verifier_again_and_again_is_an_error_and_the_nex
         assert "\n" not in verdicts[0].reason
         (after,) = verify_all([verifier], [(problem, response)])
         assert after.outcome is not Outcome.ERROR
+
+
+def short_task(missing: Path) -> TaskConfig:
+    """Whose processes do not start until that file is gone."""
+    missing.touch()
+    return TaskConfig(name=SHORT_TASK, options={"missing": str(missing)})
+
+
+def test_a_verifier_without_processes_for_a_while_costs_no_verdict(
+    ray_runtime: None, tmp_path: Path
+) -> None:
+    items, missing = make_items(50), tmp_path / "missing"
+    with verifying(short_task(missing)) as verifiers:
+        verification = Verification(verifiers)
+        verification.add("all", items)
+        while missing.stat().st_size < (MOST_LOSSES + 1) * MAX_FAILED_STARTS:
+            assert verification.poll(wait_s=0.2) == []  # a batch is not lost again meanwhile
+        missing.unlink()
+        while not (found := verification.poll(wait_s=0.2)):
+            pass
+    ((_, verdicts),) = found
+    assert [verdict.outcome for verdict in verdicts] == expected(items)
+
+
+@pytest.mark.slow
+def test_a_verifier_that_never_has_processes_is_restarted_and_at_last_its_verdicts_are_errors(
+    ray_runtime: None, tmp_path: Path
+) -> None:
+    task = short_task(tmp_path / "missing")
+    with verifying(task, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
+        verdicts = verify_all([verifier], make_items(3))
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.ERROR}
+    assert "no verifier was up for 12 s" in verdicts[0].reason
+    assert "exit status 9" in verdicts[0].reason
 
 
 def test_a_task_that_does_not_load_is_the_config_error_it_is(ray_runtime: None) -> None:

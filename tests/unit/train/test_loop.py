@@ -82,7 +82,7 @@ def start(tmp_path: Path) -> Callable[..., _Run]:
     def run(engine: Engine, log: Callable[[dict[str, Any]], None] | None = None) -> _Run:
         job = SimpleNamespace(config=config, examples=folder.uri, seed=3, log=log)
         task: Any = SimpleNamespace(job=job, manifest=manifest, plan=plan)
-        return _Run(task, engine)
+        return _Run(task, engine, beat=lambda: None)
 
     return run
 

@@ -1,0 +1,67 @@
+"""Ranks of one machine meet in a file, whatever nodes it has: torch's store would listen."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rise_ray.train import rendezvous
+from rise_ray.train.rendezvous import Meeting, Rendezvous
+
+
+class Ranks:
+    """Stands for Ray Train's worker group; `methods` are how the ranks were told to meet."""
+
+    def __init__(self, count: int, file_systems: list[str] | None = None) -> None:
+        self._count = count
+        self._file_systems = file_systems
+        self.methods: list[str] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def execute(self, function: Callable[[], Any]) -> list[Any]:
+        if function is rendezvous._set_torch_distributed_env_vars:
+            return []
+        return self._file_systems or [function() for _ in range(self._count)]
+
+    def execute_single(self, rank: int, function: Callable[[], Any]) -> Any:
+        return function()
+
+    def execute_single_async(self, rank: int, function: Any, **settings: Any) -> None:
+        self.methods.append(settings["init_method"])
+
+
+@pytest.fixture
+def at_a_port(monkeypatch: pytest.MonkeyPatch) -> list[Ranks]:
+    """The groups that were left to Ray Train, whose rank 0 opens a port."""
+    left: list[Ranks] = []
+    monkeypatch.setattr(
+        rendezvous._TorchBackend, "on_start", lambda _, ranks, config: left.append(ranks)
+    )
+    monkeypatch.setattr(rendezvous.ray, "get", lambda calls: calls)
+    return left
+
+
+def test_ranks_on_several_nodes_of_one_machine_meet_in_a_file(
+    at_a_port: list[Ranks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each_a_node = SimpleNamespace(get_node_id=uuid.uuid4)
+    monkeypatch.setattr(rendezvous.ray, "get_runtime_context", lambda: each_a_node)
+    ranks = Ranks(3)
+    Meeting().on_start(ranks, Rendezvous(backend="gloo"))
+    assert at_a_port == []
+    (method,) = set(ranks.methods)
+    assert len(ranks.methods) == 3
+    assert method.startswith("file:///")
+
+
+def test_ranks_of_several_machines_meet_at_a_port(at_a_port: list[Ranks]) -> None:
+    ranks = Ranks(2, ["boot-1/pid:[1]/mnt:[1]", "boot-2/pid:[1]/mnt:[1]"])
+    Meeting().on_start(ranks, Rendezvous(backend="gloo"))
+    assert at_a_port == [ranks]
+    assert ranks.methods == []
