@@ -20,7 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from rise_ray.cluster import draining_nodes
 from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.errors import ClusterError, RolloutError, SyncError
+from rise_ray.errors import ClusterError, ConfigError, RolloutError, SyncError, user_error
 from rise_ray.mdp import StopReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from rise_ray.rollout.failures import FailedStarts, cause, raise_if_ours
@@ -88,6 +88,7 @@ class RolloutPool:
 
         Raises:
             RolloutError: too many episodes ended as `error`, or no worker can be started.
+            ConfigError: the verifiers cannot start.
             ClusterError: `min_workers` workers did not come up in time, or, later, none was up for
                 as long.
         """
@@ -267,6 +268,8 @@ class RolloutPool:
             try:
                 progress: Progress = ray.get(call)
             except RayError as error:
+                if isinstance(ours := user_error(error), ConfigError):
+                    raise ours from error  # every other worker would meet it, too
                 if getattr(error, "preempted", False):
                     member.status = Status.LEAVING
                 yield from self._lost(member, cause(error), book, by_id)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 from functools import lru_cache
 
 import sympy
 from sympy.core.relational import Equality
 
 from rise_ray.mdp import Outcome, Verdict
-from rise_ray.tasks.loud import grader, parser
+from rise_ray.tasks.loud import NO_VALUE, grader, parser
 
 MAX_ANSWER_CHARS = 1000
 """A longer answer is unparseable."""
@@ -32,6 +33,10 @@ _UNDEFINED = (sympy.nan, sympy.zoo)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
 Parsed = list[sympy.Basic | sympy.MatrixBase | str]
+
+# sympy turns numbers into text to order them, and Python refuses that for more than 4,300 digits. A
+# difference of two fractions has twice the digits of each.
+sys.set_int_max_str_digits(2 * MAX_DIGITS)
 
 # It warns in every process that its time limits are off; that is on purpose (see above).
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -54,11 +59,12 @@ def judge_answer(reference: str, answer: str | None) -> Verdict:
     found = _parse(answer)
     if not found:
         return Verdict(Outcome.UNPARSEABLE, None, "the boxed text is not an answer")
-    fault = _why_not_evaluated(found[-1])
+    fault = _why_no_value(found[-1])
     if fault is not None and found[0] != gold[0]:
         return Verdict(Outcome.UNPARSEABLE, None, fault)
-    vote = _bounded(str(found[0]) if fault else _normal_form(found))
-    if grader.verify(gold, found, timeout_seconds=None, raise_on_error=True):
+    equal = grader.verify(gold, found, timeout_seconds=None, raise_on_error=True)
+    vote = _bounded(str(found[0]) if fault else _normal_form(found[-1]))
+    if equal:
         return Verdict(Outcome.CORRECT, vote, f"equals {reference}")
     return Verdict(Outcome.INCORRECT, vote, f"differs from {reference}")
 
@@ -82,14 +88,20 @@ def _parse_reference(reference: str) -> Parsed:
     return gold
 
 
-def _why_not_evaluated(value: sympy.Basic | sympy.MatrixBase | str) -> str | None:
-    """Why this parsed value must not be evaluated, or None if it may be."""
+def _why_no_value(value: sympy.Basic | sympy.MatrixBase | str) -> str | None:
+    """Why this parsed answer has no value, or none that may be evaluated; None if it has."""
     if not isinstance(value, sympy.Basic):
         return None
     if value.has(*_UNDEFINED):
         return "the answer is undefined"
     if any(_digits(node) > MAX_DIGITS for node in sympy.preorder_traversal(value)):
         return f"the answer's value may have more than {MAX_DIGITS} digits"
+    if value.has(*_UNEVALUATED):
+        return None
+    try:
+        value.doit()
+    except NO_VALUE as error:  # a remainder by zero, the square of a row
+        return f"the answer is undefined: {error}"
     return None
 
 
@@ -112,9 +124,8 @@ def _size(digits: float) -> float:
     return 10.0 ** min(digits, 300.0)
 
 
-def _normal_form(found: Parsed) -> str:
+def _normal_form(value: sympy.Basic | sympy.MatrixBase | str) -> str:
     """One string for equal values, as far as evaluation (not simplification) shows it."""
-    value = found[-1]
     if isinstance(value, Equality) and value.lhs.is_Symbol:
         value = value.rhs  # x = 5 votes with 5, as it compares equal to it
     if isinstance(value, sympy.Basic) and not value.has(*_UNEVALUATED):

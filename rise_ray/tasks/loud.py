@@ -6,6 +6,14 @@ cannot be equal. But a check that ran out of memory or stack, that sympy has no 
 met a bug has not checked the answer, and no such check may turn into "incorrect". So here these
 handlers keep the exceptions of the first sort and let all others pass. The modules are copies:
 whoever imports math-verify itself gets the original.
+
+Which exceptions are of the first sort depends on the module. Where a text is read, `ValueError` and
+`ZeroDivisionError` say that it has no value: a matrix with rows of two lengths. Where two values
+are compared, they say that one way to compare them does not apply, and these may be equal all the
+same: sympy solves `x + y < 3` for no two symbols at once, and the last way to find it equal to
+`2x + 2y < 6` is to solve both. So a wrong answer to a reference like that, an inequality in several
+variables, is often an `error`. So is an answer that is a set, where the reference is a relation
+in several variables: sympy cannot turn that into a set, and it may be the same one.
 """
 
 from __future__ import annotations
@@ -23,16 +31,18 @@ _OF_ANOTHER_KIND = (TypeError, AttributeError, ShapeError)
 a difference of a number and an inequality, or of matrices of two shapes. (latex2sympy raises a bare
 `Exception` for wrong syntax.) Nothing else came from 700 answers of MATH, each compared with itself
 and with those of other problems."""
+NO_VALUE = (ValueError, ZeroDivisionError)
+"""What sympy raises where an expression is undefined; but see above for comparisons."""
 
-
-def _raise_unless_an_answer() -> None:
-    error = sys.exception()
-    if type(error) is not Exception and not isinstance(error, _OF_ANOTHER_KIND):
-        raise
+_CHECK = "_raise_unless_an_answer"
 
 
 class _LoudLoader(SourceFileLoader):
-    """Has every handler of any exception begin with `_raise_unless_an_answer`."""
+    """Has every handler of any exception raise it again, unless it is one of `answers`."""
+
+    def __init__(self, name: str, path: str, answers: tuple[type[Exception], ...]) -> None:
+        super().__init__(name, path)
+        self._answers = answers
 
     def get_code(self, fullname: str) -> CodeType:
         """Always from the source: the compiled file beside it is the original's."""
@@ -40,13 +50,18 @@ class _LoudLoader(SourceFileLoader):
         tree = ast.parse(self.get_data(path), path)
         for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler) and _hears_all(node):
-                node.body[:0] = ast.parse(f"{_raise_unless_an_answer.__name__}()").body
+                node.body[:0] = ast.parse(f"{_CHECK}()").body
         return self.source_to_code(tree, path)
 
     def exec_module(self, module: ModuleType) -> None:
         """With the handlers' first call among the module's names."""
-        vars(module)[_raise_unless_an_answer.__name__] = _raise_unless_an_answer
+        vars(module)[_CHECK] = self._raise_unless_an_answer
         super().exec_module(module)
+
+    def _raise_unless_an_answer(self) -> None:
+        error = sys.exception()
+        if type(error) is not Exception and not isinstance(error, self._answers):
+            raise
 
 
 def _hears_all(handler: ast.ExceptHandler) -> bool:
@@ -55,11 +70,11 @@ def _hears_all(handler: ast.ExceptHandler) -> bool:
     )
 
 
-def _load(name: str) -> ModuleType:
+def _load(name: str, answers: tuple[type[Exception], ...]) -> ModuleType:
     found = importlib.util.find_spec(name)
     assert found is not None
     assert found.origin is not None
-    loader = _LoudLoader(name, found.origin)
+    loader = _LoudLoader(name, found.origin, answers)
     spec = importlib.util.spec_from_file_location(name, found.origin, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -67,6 +82,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-grader = _load("math_verify.grader")
-parser = _load("math_verify.parser")
-parser.latex2sympy = _load("latex2sympy2_extended.latex2sympy2").latex2sympy  # type: ignore[attr-defined]
+_latex2sympy = _load("latex2sympy2_extended.latex2sympy2", _OF_ANOTHER_KIND + NO_VALUE)
+parser = _load("math_verify.parser", _OF_ANOTHER_KIND + NO_VALUE)
+parser.latex2sympy = _latex2sympy.latex2sympy  # type: ignore[attr-defined]
+grader = _load("math_verify.grader", _OF_ANOTHER_KIND)

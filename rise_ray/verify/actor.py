@@ -33,6 +33,10 @@ class Verifier:
         """Of the child processes."""
         return self._started().pids
 
+    def wait_ready(self) -> None:
+        """Start the child processes that are missing; returns once all are up."""
+        self._started().wait_ready()
+
     def close(self) -> None:
         """Kill the child processes, before the actor itself is killed."""
         if self._checker is not None:
@@ -68,12 +72,20 @@ class VerifierHandle:
     progress_deadline_s: float
 
     def check(self, items: Sequence[Item]) -> Any:
-        """A reference to the verdicts. A verifier that dies meanwhile is a `RayActorError`."""
+        """A reference to the verdicts.
+
+        A verifier that dies meanwhile is a `RayActorError`; one that lives but gets no process to
+        check in, a `VerifierStartError`.
+        """
         return self.actor.check.remote(items)
 
     def progress(self) -> Any:
         """A reference to a number that grows while the verifier does anything."""
         return self.actor.progress.remote()
+
+    def ready(self) -> Any:
+        """A reference to None, which is there once the verifier's processes are."""
+        return self.actor.wait_ready.remote()
 
     def restart(self) -> None:
         """Kill the verifier, hung or not; Ray starts it again."""

@@ -13,12 +13,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
-from rise_ray import __version__
 from rise_ray.config import TaskConfig
-from rise_ray.errors import ConfigError
+from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.verify.process import ChildProcess
 
@@ -34,6 +32,10 @@ CHUNK = 32
 """Items that a child holds at most: enough to hide the pipe, few enough to spread evenly."""
 
 Item = tuple[Problem, str]
+
+
+class VerifierStartError(RiseError):
+    """Checking processes do not start, perhaps only for now: memory or processes may be short."""
 
 
 class _Batch:
@@ -106,8 +108,10 @@ class Checker:
 
         Raises:
             ConfigError: the task cannot be loaded, or leaves too little of `memory_mib`.
+            VerifierStartError: children die before they are ready, or cannot be made.
         """
-        self.verifier_version = f"{task.name}/{__version__}/math-verify {version('math-verify')}"
+        self.verifier_version = ""
+        """What decides (see `rise_ray.verify.version`), as the youngest child told it."""
         self._task = task
         self._deadline_s = deadline_s
         self._memory_mib = memory_mib
@@ -115,11 +119,9 @@ class Checker:
         self._failed_starts = 0
         self._next_start = 0.0
         self.progress = 0
-        """Grows with every reply and every lost child: where it stands still, nothing is done."""
-        nothing = _Batch([], self.verifier_version)
+        """Grows with every reply and every lost check: where it stands still, nothing is done."""
         try:
-            while not all(child and child.ready for child in self._children):
-                self._advance(nothing)
+            self.wait_ready()
         except BaseException:
             self.close()
             raise
@@ -129,6 +131,16 @@ class Checker:
         """Of the children that are alive."""
         return [child.pid for child in self._children if child and child.is_alive]
 
+    def wait_ready(self) -> None:
+        """Block until every child has loaded the task.
+
+        Raises:
+            ConfigError, VerifierStartError: as when the checker is made; it may be called again.
+        """
+        nothing = _Batch([], self.verifier_version)
+        while not all(child and child.ready for child in self._children):
+            self._advance(nothing)
+
     def check(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in their order.
 
@@ -137,6 +149,7 @@ class Checker:
 
         Raises:
             ConfigError: a replacement child cannot load the task.
+            VerifierStartError: it does not start; these items may be checked again.
         """
         batch = _Batch(items, self.verifier_version)
         for child in self._existing():
@@ -220,6 +233,7 @@ class Checker:
     def _start(self, child: ChildProcess, reply: dict[str, Any]) -> None:
         if "failed" in reply:
             raise ConfigError(reply["failed"])
+        self.verifier_version = reply["verifier_version"]
         child.ready = True
         child.due = None
         self._failed_starts = 0
@@ -227,17 +241,18 @@ class Checker:
     def _lose(self, child: ChildProcess, reason: str, batch: _Batch) -> None:
         """The item the child was at is an error; the ones after it wait for another child."""
         self._remove(child)
-        self.progress += 1
         if not child.ready:
             self._count_failed_start(f"{reason}; its own output says more")
         elif child.in_flight:
+            self.progress += 1
             batch.settle(child.in_flight.popleft(), Outcome.ERROR, None, reason)
             batch.give_back(child.in_flight)
 
     def _count_failed_start(self, reason: str) -> None:
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
-            raise ConfigError(
+            self._failed_starts = 0  # whoever tries again has as many attempts
+            raise VerifierStartError(
                 f"a verifier process of task `{self._task.name}` does not start: {reason}"
             )
 

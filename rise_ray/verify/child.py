@@ -4,8 +4,10 @@ Answers are untrusted text, and parsing or comparing one may spin, eat memory or
 happens here, where the parent (`rise_ray.verify.checker`) can kill it at its deadline.
 
 The protocol is JSON lines, ASCII only: the first request says which task and which limits, then
-one request per item; one reply each, in order. It does not protect from hostile *tasks*: their
-code is the user's own, and it has files and the network like any other process.
+one request per item; one reply each, in order. The first reply names what decides the verdicts.
+
+It does not protect from hostile *tasks*: their code is the user's own, and it has files and the
+network like any other process.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.tasks import load_task
 from rise_ray.tasks.base import Task
+from rise_ray.verify.version import verifier_version
 
 MAX_REASON_CHARS = 500
 HEADROOM_MIB = 64
@@ -42,7 +45,7 @@ def main() -> None:
     except RiseError as error:
         _send(replies, {"failed": str(error)})
         return
-    _send(replies, {"ready": True})
+    _send(replies, {"verifier_version": verifier_version(setup["task"], task)})
     for line in requests:
         _send(replies, _answer(task, json.loads(line)))
 

@@ -6,8 +6,9 @@
     verification.add(tag, [(problem, response), ...])
     for tag, verdicts in verification.poll(wait_s=0.1): ...
 
-A verifier that dies or hangs costs time and no verdict: checking has no side effects, so its
-batch is sent again. Only a batch that was lost several times ends as `error`.
+A verifier that dies, hangs or gets no process to check in costs time and no verdict: checking has
+no side effects, so its batch is sent again. Only a batch that was lost several times, or that
+waited long for any verifier, ends as `error`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
+from rise_ray.errors import user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.verify.actor import Item, VerifierHandle
+from rise_ray.verify.checker import VerifierStartError
 
 MOST_LOSSES = 3
 """Verifiers that a batch may be lost with before its verdicts are `error`."""
 _LOOK_S = 1.0  # how often the verifiers are looked at
-_LOSSES = (RayActorError, ObjectLostError, OutOfMemoryError)
+_LOSSES = (RayActorError, ObjectLostError, OutOfMemoryError, VerifierStartError)
 
 
 @dataclass
@@ -45,14 +48,15 @@ class _Batch:
 class _Line:
     """One verifier: the batch that it has, and its last sign of progress.
 
-    `away`: it was lost; it gets work again when the restarted one answers. `since` is in watched
-    seconds (see `Verification`).
+    `away`: it was lost; it gets work again when its processes are up, which it is asked by `ready`.
+    `since` is in watched seconds (see `Verification`).
     """
 
     verifier: VerifierHandle
     batch: _Batch | None = None
     call: Any = None
     away: bool = False
+    ready: Any = None
     ping: Any = None
     progress: int | None = None
     since: float = 0.0
@@ -77,6 +81,7 @@ class Verification:
         self._results: list[tuple[Any, list[Verdict]]] = []
         self._polled = time.monotonic()
         self._watched_s = self._looked_s = self._answered_s = 0.0
+        self._last_loss = ""
 
     def add(self, tag: Any, items: list[Item]) -> None:
         """Queue responses; `tag` comes back with their verdicts."""
@@ -87,7 +92,8 @@ class Verification:
 
         Raises:
             ConfigError: the verifiers cannot start: the task cannot be loaded, or not within
-                `verify.memory_mib` (wrapped by Ray: see `rise_ray.errors.user_error`).
+                `verify.memory_mib` (wrapped by Ray: see `rise_ray.errors.user_error`). Processes
+                that die before they can say so are a loss instead: it may pass.
         """
         now = time.monotonic()
         self._watched_s += min(now - self._polled, _LOOK_S)
@@ -138,7 +144,7 @@ class Verification:
         try:
             verdicts = iter(ray.get(line.call))
         except _LOSSES as error:
-            self._lose(line, str(error).strip().splitlines()[0])
+            self._lose(line, _why(error))
             return
         self._results += [
             (tag, list(itertools.islice(verdicts, count))) for tag, count in line.batch.tags
@@ -153,6 +159,8 @@ class Verification:
             if line.idle:
                 continue
             self._listen(line)
+            if line.away:
+                self._welcome(line)
             deadline_s = line.verifier.progress_deadline_s
             if not line.idle and self._watched_s - line.since > deadline_s:
                 line.verifier.restart()
@@ -162,7 +170,9 @@ class Verification:
             return
         patience_s = MOST_LOSSES * max(line.verifier.progress_deadline_s for line in self._lines)
         if self._watched_s - self._answered_s > patience_s:
-            self._give_up(f"no verifier answered for {patience_s:g} s")
+            self._give_up(
+                f"no verifier was up for {patience_s:g} s; the last loss: {self._last_loss}"
+            )
 
     def _listen(self, line: _Line) -> None:
         """Take a verifier's answer to the last question, if it is there, and ask again."""
@@ -174,18 +184,36 @@ class Verification:
             except _LOSSES:
                 pass  # not back yet; or, with a batch, its call says the same
             else:
-                if line.away or progress != line.progress:
+                if progress != line.progress:
                     line.progress, line.since = progress, self._watched_s
-                line.away = False
+                    self._answered_s = self._watched_s
         line.ping = line.verifier.progress()
+
+    def _welcome(self, line: _Line) -> None:
+        """Take a lost verifier's word that its processes are up, if it is there, or ask again.
+
+        It may wait behind the batches of others who use this verifier, and their progress.
+        """
+        if line.ready is not None:
+            if not ray.wait([line.ready], timeout=0)[0]:
+                return
+            try:
+                ray.get(line.ready)
+            except _LOSSES as error:
+                self._last_loss = _why(error)
+            else:
+                line.away, line.ready, line.since = False, None, self._watched_s
+                return
+        line.ready = line.verifier.ready()
 
     def _lose(self, line: _Line, reason: str) -> None:
         """A verifier is gone; its batch waits for another or, after too many, is an error."""
         batch = line.batch
-        line.batch = line.call = line.ping = None
+        line.batch = line.call = line.ping = line.ready = None
         line.away, line.since = True, self._watched_s
         if batch is None:
             return
+        self._last_loss = reason
         batch.losses += 1
         if batch.losses < MOST_LOSSES:
             self._lost.append(batch)
@@ -199,6 +227,11 @@ class Verification:
     def _fail(self, batch: _Batch, reason: str) -> None:
         error = Verdict(Outcome.ERROR, None, reason)
         self._results += [(tag, [error] * count) for tag, count in batch.tags]
+
+
+def _why(error: Exception) -> str:
+    """In one line."""
+    return str(user_error(error) or error).strip().splitlines()[0]
 
 
 def verify_all(verifiers: Sequence[VerifierHandle], items: Sequence[Item]) -> list[Verdict]:

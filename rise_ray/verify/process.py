@@ -21,8 +21,8 @@ class ChildProcess:
     """One `python -m rise_ray.verify.child`, started on construction.
 
     `in_flight` are the keys of the items it was sent and has not answered, oldest first: it is
-    working on the first. `due` is when its next reply (the first is "ready") must be there, in
-    the clock of the caller; None while it has nothing to do.
+    working on the first. `due` is when its next reply must be there (the first says that it has
+    loaded the task), in the clock of the caller; None while it has nothing to do.
     """
 
     def __init__(self, task: TaskConfig, memory_mib: int, due: float) -> None:

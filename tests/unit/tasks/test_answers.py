@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rise_ray.mdp import Outcome, Problem
+from rise_ray.tasks import answers
 from rise_ray.tasks.answers import MAX_ANSWER_CHARS, MAX_VOTE_CHARS, judge_answer
 from rise_ray.tasks.gsm8k import Gsm8k
 
@@ -51,6 +52,7 @@ def test_a_different_value_is_incorrect_and_still_votes(reference, answer):
     "answer",
     [
         *(None, "", "$", r"\frac{1}{0}", "9^{9^{9^{9}}}", "(99!)!", "10^{-10^{9}}"),
+        *(r"5 \mod 0", r"\begin{pmatrix}1&2\end{pmatrix}^2"),
         *("((9^{9999})^{9999})^{9999}", "7" * (MAX_ANSWER_CHARS + 1)),
     ],
 )
@@ -62,6 +64,32 @@ def test_no_answer_or_one_without_a_usable_value_is_unparseable_and_casts_no_vot
 
 def test_an_answer_too_large_to_evaluate_is_correct_where_the_reference_is_the_same_text():
     assert judge_answer("9^{9^{9^{9}}}", "9^{9^{9^{9}}}").outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize("answer", [r"5 \mod 0", r"\begin{pmatrix}1&2\end{pmatrix}^2"])
+def test_an_undefined_answer_is_correct_where_the_reference_is_the_same_text(answer):
+    verdict = judge_answer(answer, answer)
+    assert (verdict.outcome, verdict.answer) == (Outcome.CORRECT, answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ["10^{5000}", r"10^{2500} \cdot 10^{2500}", r"10 \cdot 10^{4999}"]
+)
+def test_numbers_up_to_the_longest_are_compared_and_vote(answer):
+    right, wrong = judge_answer("10^{5000}", answer), judge_answer("10^{5001}", answer)
+    assert (right.outcome, wrong.outcome) == (Outcome.CORRECT, Outcome.INCORRECT)
+    assert right.answer == wrong.answer
+    assert right.answer.startswith("blake2b:")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, TypeError])
+def test_a_vote_that_cannot_be_found_is_an_exception(monkeypatch, error):
+    def fail(value):
+        raise error
+
+    monkeypatch.setattr(answers, "_normal_form", fail)
+    with pytest.raises(error):
+        judge_answer("72", "70+2")
 
 
 def test_a_reference_that_cannot_be_parsed_is_an_exception_and_no_verdict():

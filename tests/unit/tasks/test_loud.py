@@ -10,7 +10,7 @@ from rise_ray.tasks import loud
 from rise_ray.tasks.answers import judge_answer
 from rise_ray.tasks.loud import grader, parser
 
-FAILURES = [MemoryError, RecursionError, NotImplementedError, IndexError, ValueError]
+FAILURES = [MemoryError, RecursionError, NotImplementedError, IndexError]
 
 
 def raising(error):
@@ -33,7 +33,15 @@ def test_a_failure_of_the_parser_is_raised(monkeypatch, error):
         judge_answer("72", "70 + 2")
 
 
-@pytest.mark.parametrize("error", FAILURES)
+@pytest.mark.parametrize("error", [ValueError, ZeroDivisionError])
+def test_what_is_undefined_while_it_is_read_has_no_value(monkeypatch, error):
+    judge_answer("72", "72")
+    break_parsing(monkeypatch, error)
+    verdict = judge_answer("72", "70 + 2")
+    assert (verdict.outcome, verdict.answer) == (Outcome.INCORRECT, "70 + 2")
+
+
+@pytest.mark.parametrize("error", [*FAILURES, ValueError, ZeroDivisionError])
 @pytest.mark.parametrize("step", ["simplify", "sympy_solve_and_compare", "unwrap_fcs"])
 def test_a_failure_of_the_comparison_is_raised(monkeypatch, error, step):
     monkeypatch.setattr(grader, step, raising(error))
@@ -46,7 +54,7 @@ def test_a_failure_of_the_comparison_is_raised(monkeypatch, error, step):
         judge_answer(reference, answer)
 
 
-@pytest.mark.parametrize("error", FAILURES)
+@pytest.mark.parametrize("error", [*FAILURES, ValueError, ZeroDivisionError])
 def test_a_failure_within_sympy_is_raised(monkeypatch, error):
     monkeypatch.setattr(sympy.Expr, "__sub__", raising(error))
     with pytest.raises(error):
@@ -57,6 +65,9 @@ def test_a_failure_within_sympy_is_raised(monkeypatch, error):
     ("reference", "answer", "error"),
     [
         ("x + y > 1", "(0, 3)", NotImplementedError),  # sympy has no method
+        ("x + y > 1", r"\{x + y > 1\}", NotImplementedError),  # for what is right, either
+        ("x + y < 3", "x + y < 4", ValueError),
+        ("x + y < 3", "2x + 2y < 6", ValueError),  # right
         ("61,328", r"-\log 37", ValueError),  # more digits than Python turns into text
         ("72", r"2\$\in\$10^{9}", IndexError),  # a bug of latex2sympy's
     ],
@@ -76,6 +87,7 @@ def test_what_cannot_be_compared_is_not_incorrect(reference, answer, error):
         (r"(2, \infty)", "5 x"),  # what is on no side of 2
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\\3\end{pmatrix}"),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", "3"),
+        ("8", r"\begin{pmatrix}1&2\\3\end{pmatrix}"),  # no matrix
     ],
 )
 def test_no_mathematics_and_another_kind_are_incorrect(reference, answer):

@@ -30,10 +30,21 @@ def test_verdicts_come_in_the_items_order_and_equal_the_tasks_own(processes):
         assert checker.check([]) == []
 
 
-def test_the_version_names_task_and_comparison():
-    with checking(TaskConfig(name="countdown")) as checker:
-        assert checker.verifier_version.startswith("countdown/")
-        assert "/math-verify " in checker.verifier_version
+def test_verdicts_name_the_version_that_the_children_have_loaded(tmp_path, monkeypatch):
+    (tmp_path / "own_task.py").write_text(HOSTILE_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = TaskConfig(name="own_task:Hostile")
+    with checking(task) as checker:
+        (old,) = checker.check([(PROBLEM, "ok")])
+        long = checker.check([(PROBLEM, "x" * (MAX_RESPONSE_CHARS + 1))])[0]
+        assert old.verifier_version.startswith("own_task:Hostile/")
+        assert long.verifier_version == checker.verifier_version == old.verifier_version
+    with checking(task) as checker:
+        assert checker.verifier_version == old.verifier_version
+    (tmp_path / "own_task.py").write_text(HOSTILE_TASK + "# another rule\n")
+    with checking(task) as checker:
+        (new,) = checker.check([(PROBLEM, "ok")])
+    assert new.verifier_version != old.verifier_version
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rise_ray.config import TaskConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Outcome
 from rise_ray.verify import checker as checker_module
-from rise_ray.verify.checker import Checker
+from rise_ray.verify.checker import MAX_FAILED_STARTS, Checker, VerifierStartError
 from rise_ray.verify.process import ChildProcess
 from tests.unit.verify.harness import DEADLINE_S, PROBLEM, checking
 
@@ -130,12 +130,16 @@ def test_no_child_outlives_a_parent_that_is_killed_in_the_middle_of_a_check(host
     [
         (TaskConfig(name="no_such_task"), "no_such_task"),
         (TaskConfig(name="gsm8k", options={"pathh": 1}), "pathh"),
-        (TaskConfig(name="hostile_task:Unloadable"), "exit status 9"),
     ],
 )
 def test_a_task_that_does_not_load_is_a_config_error_and_leaves_no_process(hostile, task, says):
     with pytest.raises(ConfigError, match=says):
         Checker(task, 2, DEADLINE_S, 1024)
+
+
+def test_children_that_die_while_they_start_are_no_fault_of_the_config(hostile):
+    with pytest.raises(VerifierStartError, match="exit status 9"):
+        Checker(TaskConfig(name="hostile_task:Unloadable"), 2, DEADLINE_S, 1024)
 
 
 @pytest.fixture
@@ -163,10 +167,25 @@ def test_a_start_that_the_system_refuses_is_tried_again(hostile, refused_starts)
     assert [v.outcome.value for v in verdicts] == ["error", "error", "correct", "correct"]
 
 
-def test_starts_that_are_refused_again_and_again_are_a_config_error(hostile, refused_starts):
+def test_starts_that_are_refused_again_and_again_are_an_error_that_may_pass(
+    hostile, refused_starts
+):
     refused_starts[0] = 100
-    with pytest.raises(ConfigError, match=r"does not start: .*temporarily unavailable"):
+    with pytest.raises(VerifierStartError, match=r"does not start: .*temporarily unavailable"):
         Checker(hostile, 2, DEADLINE_S, 1024)
+
+
+def test_a_checker_that_lost_its_children_starts_them_when_it_can_again(hostile, refused_starts):
+    items = [(PROBLEM, "exit"), (PROBLEM, "ok")]
+    with checking(hostile, deadline_s=30.0) as checker:
+        for _ in range(2):  # a second try has as many attempts as the first
+            refused_starts[0] = MAX_FAILED_STARTS
+            with pytest.raises(VerifierStartError):
+                checker.check(items)
+            assert refused_starts[0] == 0
+            checker.wait_ready()
+            assert len(checker.pids) == 1
+        assert [v.outcome.value for v in checker.check(items)] == ["error", "correct"]
 
 
 def test_too_little_memory_to_start_is_said():
@@ -178,5 +197,5 @@ def test_a_child_that_never_starts_is_given_up_on(tmp_path, monkeypatch):
     (tmp_path / "sleepy_task.py").write_text("import time\ntime.sleep(1000)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(checker_module, "START_DEADLINE_S", 1.0)
-    with pytest.raises(ConfigError, match="deadline of 1 s"):
+    with pytest.raises(VerifierStartError, match="deadline of 1 s"):
         Checker(TaskConfig(name="sleepy_task:Sleepy"), 1, DEADLINE_S, 1024)
