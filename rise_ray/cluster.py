@@ -17,7 +17,13 @@ from rise_ray.reach import connection_failure
 # What a sort task of Ray Data asks for, and cannot be told otherwise; the parity reference, too.
 _TASK_CPUS = 1.0
 
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
+LOOPBACK_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": LOOPBACK,
+}
+"""What keeps a training's and vLLM's own services on it."""
 
 TRAINER = "training worker"
 
@@ -136,9 +142,8 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
     # What makes Ray take 127.0.0.1 as its node's address and bind every service to it; on Linux
     # it would take the address of the network instead, also where it is told 127.0.0.1.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    for collectives in ("GLOO", "NCCL"):
-        os.environ.setdefault(f"{collectives}_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("VLLM_HOST_IP", _LOOPBACK)
+    for variable, value in LOOPBACK_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     store = config.ray.object_store_mib
     try:
         ray.init(
@@ -146,7 +151,7 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
             num_cpus=config.ray.num_cpus,
             object_store_memory=store * 2**20 if store else None,
             include_dashboard=False,
-            _node_ip_address=_LOOPBACK,
+            _node_ip_address=LOOPBACK,
             log_to_driver=debug,
             logging_level=level,
         )

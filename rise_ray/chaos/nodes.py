@@ -24,7 +24,7 @@ from typing import Self
 import psutil
 
 from rise_ray.chaos.processes import descendants, kill
-from rise_ray.cluster import required_resources
+from rise_ray.cluster import LOOPBACK, LOOPBACK_ENVIRONMENT, required_resources
 from rise_ray.config import RunConfig
 from rise_ray.errors import ClusterError, ConfigError
 
@@ -34,7 +34,6 @@ _STOP_DEADLINE_S = 30.0
 _REPLACE_AFTER_S = 4.0  # as long as the cloud were to give a new machine at once
 _OBJECT_STORE_MIB = 100
 _UP = "Ray runtime started."
-_LOOPBACK = "127.0.0.1"
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Nodes:
         memory = (config.ray.object_store_mib or _OBJECT_STORE_MIB) * 2**20
         self._common = [
             "--block",
-            f"--node-ip-address={_LOOPBACK}",
+            f"--node-ip-address={LOOPBACK}",
             f"--object-store-memory={memory}",
         ]
         self._worker = [f"--num-cpus={cpus}", f"--resources={json.dumps(needed)}"]
@@ -89,7 +88,7 @@ class Nodes:
         self._workers: list[Node] = []
         self._replace_at: list[float] = []
         port, client_port, agent_port = _free_ports(3)
-        self.address = f"{_LOOPBACK}:{port}"
+        self.address = f"{LOOPBACK}:{port}"
         # Other users of this machine reach its services: none of them may send this cluster work.
         self.environment = _environment(self.address, secrets.token_hex(32))
         self._ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
@@ -211,9 +210,7 @@ def _environment(address: str, token: str) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Who connects stays on loopback too, and does not ask at the network's address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
-        "VLLM_HOST_IP": _LOOPBACK,
+        **LOOPBACK_ENVIRONMENT,
     }
 
 
@@ -221,5 +218,5 @@ def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind((_LOOPBACK, 0))
+            one.bind((LOOPBACK, 0))
         return [one.getsockname()[1] for one in sockets]

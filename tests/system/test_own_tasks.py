@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.sync.parity import reference_in_task
 from rise_ray.track import TrackerHandle
 from tests.system.miniature import JOB, SETTINGS
-from tests.system.processes import beside, named, send
+from tests.system.processes import losing, named
 from tests.unit.relabel.builders import rolled
 
 
@@ -52,13 +51,7 @@ def test_a_relabeling_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) 
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
-    def strike(over: threading.Event) -> None:
-        while not over.wait(0.02):
-            if drivers := named("ray::write_relabeled"):
-                send(drivers[0], signal.SIGKILL)
-                return
-
-    with beside(strike):
+    with losing("write_relabeled", "ray::write_relabeled", signal.SIGKILL, 1):
         struck = relabel(tmp_path / "struck", deadline_s=120.0)
     assert struck == relabel(tmp_path / "whole", deadline_s=120.0)
 
