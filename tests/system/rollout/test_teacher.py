@@ -189,7 +189,8 @@ def test_an_endpoint_that_drips_stops_the_run(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
     endpoint.blanks = 200
-    with pytest.raises(TeacherError, match=r"fake-model at http.*: TimeoutError"):
+    # Ours, or on a busy machine the client's own (APITimeoutError): without ours it is answered.
+    with pytest.raises(TeacherError, match=r"fake-model at http.*TimeoutError"):
         list(make_openai(deadline_s=1.0, max_retries=0).improve(rolled))
 
 
