@@ -27,6 +27,10 @@ LOOPBACK_ENVIRONMENT = {
 
 TRAINER = "training worker"
 
+# Ray warns once there are four processes to each that it starts at a time, by default one per CPU;
+# a run has some twelve, most of which only wait.
+_STARTS_AT_ONCE = 4
+
 
 @contextmanager
 def connected(config: RunConfig, debug: bool) -> Iterator[None]:
@@ -152,6 +156,7 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
             object_store_memory=store * 2**20 if store else None,
             include_dashboard=False,
             _node_ip_address=LOOPBACK,
+            _system_config={"worker_maximum_startup_concurrency": _starts_at_once(config)},
             log_to_driver=debug,
             logging_level=level,
         )
@@ -160,6 +165,10 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
             f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is the "
             "machine overloaded, or out of memory or disk?"
         ) from error
+
+
+def _starts_at_once(config: RunConfig) -> int:
+    return max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
 
 
 def _require_listener(address: str) -> None:
