@@ -17,6 +17,7 @@ from rise_ray.tasks import load_task
 from rise_ray.verify.checker import Checker
 
 _CHECKED_AT_ONCE = 1024
+_PATIENCE = 10  # times `verify.deadline_s`: a new check is to contradict, not to be late
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Audit:
     """Stored verdicts that are not `error`: each was checked again."""
     verdict_errors: int = 0
     """Stored verdicts that are `error`: lost, since their check failed."""
+    unchecked: int = 0
+    """Of `verdicts`, those whose new check failed: neither confirmed nor false."""
     false_verdicts: int = 0
     """Stored verdicts that differ from the new check."""
 
@@ -87,9 +90,9 @@ def audit(run: Run, planned: dict[str, Episodes]) -> Audit:
         if key in run.stages
     }
     found = Audit(episodes=sum(len(episodes.ids) for episodes in planned.values()))
-    checker = Checker(
-        config.task, config.verify.processes, config.verify.deadline_s, config.verify.memory_mib
-    )
+    verify = config.verify
+    deadline_s = _PATIENCE * verify.deadline_s
+    checker = Checker(config.task, verify.processes, deadline_s, verify.memory_mib)
     try:
         for iteration, phase in _stored_phases(store):
             stored = _read(store, iteration, phase, (iteration, phase) in sealed, found)
@@ -169,7 +172,8 @@ def _check_again(checker: Checker, trajectories: list[Trajectory], found: Audit)
     for start in range(0, len(stored), _CHECKED_AT_ONCE):
         part = stored[start : start + _CHECKED_AT_ONCE]
         again = checker.check([item for item, _ in part])
-        found.false_verdicts += sum(
-            (new.outcome, new.answer) != (old.outcome, old.answer)
-            for (_, old), new in zip(part, again, strict=True)
-        )
+        for (_, old), new in zip(part, again, strict=True):
+            if new.outcome is Outcome.ERROR:
+                found.unchecked += 1
+            else:
+                found.false_verdicts += (new.outcome, new.answer) != (old.outcome, old.answer)

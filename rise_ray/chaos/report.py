@@ -58,6 +58,7 @@ def broken(result: Result) -> list[str]:
         f"{audit.doubled_examples} training examples are doubled": audit.doubled_examples > 0,
         f"{audit.errors} episodes ended as error": audit.errors > 0,
         f"{audit.false_verdicts} verdicts are false": audit.false_verdicts > 0,
+        f"{audit.unchecked} verdicts could not be checked again": audit.unchecked > 0,
         f"{audit.verdict_errors} verdicts are lost, where {result.killed_checks} checking "
         "processes were killed": audit.verdict_errors > result.killed_checks,
         f"{len(result.leftovers)} things are left over": bool(result.leftovers),
@@ -79,7 +80,7 @@ def table(result: Result) -> Table:
         "examples doubled (must be 0)": f"{audit.doubled_examples:,}",
         "episodes ended as error (must be 0)": f"{audit.errors:,}",
         "recomputed share": _recomputed(result),
-        "verdicts checked again": f"{audit.verdicts:,}",
+        "verdicts checked again": f"{audit.verdicts - audit.unchecked:,} of {audit.verdicts:,}",
         "verdicts lost (at most one per killed check)": (
             f"{audit.verdict_errors:,} of at most {result.killed_checks:,}"
         ),

@@ -46,7 +46,7 @@ def problems() -> list[Problem]:
 def judged(problems: list[Problem]) -> list[Trajectory]:
     """One right answer and one unreadable one on each problem, as the verifier judges them."""
     task = load_task(TaskConfig(name="countdown"))
-    checker = Checker(TaskConfig(name="countdown"), processes=1, deadline_s=5.0, memory_mib=1024)
+    checker = Checker(TaskConfig(name="countdown"), processes=1, deadline_s=60.0, memory_mib=1024)
     try:
         return [
             trajectory(
@@ -189,6 +189,13 @@ def test_what_failed_is_counted_and_never_called_false(run: Run, judged: list[Tr
     found = audited(run)
     assert (found.errors, found.verdict_errors, found.false_verdicts) == (1, 1, 0)
     assert found.lost == 0
+
+
+def test_a_new_check_that_fails_calls_nothing_false(run: Run, judged: list[Trajectory]) -> None:
+    without_numbers = replace(judged[0].problem, data={})
+    stored = [replace(judged[0], problem=without_numbers), *judged[1:]]
+    run.trajectories.write(*WHERE, stored)
+    assert audited(run) == Audit(episodes=4, verdicts=8, unchecked=2)
 
 
 def test_the_plan_has_every_episode_of_every_stage_that_rolls(tmp_path: Path) -> None:

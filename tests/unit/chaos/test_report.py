@@ -43,6 +43,7 @@ def test_a_run_that_stood_the_attack_breaks_nothing() -> None:
         (replace(FINE, audit=Audit(doubled_examples=1)), "1 training examples are doubled"),
         (replace(FINE, audit=Audit(errors=3)), "3 episodes ended as error"),
         (replace(FINE, audit=Audit(false_verdicts=4)), "4 verdicts are false"),
+        (replace(FINE, audit=Audit(unchecked=1)), "1 verdicts could not be checked again"),
         (
             replace(FINE, audit=Audit(verdict_errors=1)),
             "1 verdicts are lost, where 0 checking processes were killed",
