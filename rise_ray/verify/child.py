@@ -79,7 +79,9 @@ def _error(reason: str) -> dict[str, Any]:
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
     """Requests and replies; what a task prints goes to stderr, and its stdin is empty."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests = os.fdopen(os.dup(0), "rb")
+    # Only the end of this process closes it: who reads it learns at once how that came.
+    replies = os.fdopen(os.dup(1), "wb", closefd=False)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)

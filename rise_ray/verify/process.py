@@ -16,6 +16,8 @@ from typing import Any
 
 from rise_ray.config import TaskConfig
 
+_END_S = 5.0  # from the end of its pipe to its own, on a busy machine
+
 
 class ChildProcess:
     """One `python -m rise_ray.verify.child`, started on construction.
@@ -100,7 +102,7 @@ class ChildProcess:
     def wait(self) -> str:
         """How it ended, once it has closed its pipe."""
         try:
-            code = self._process.wait(timeout=1.0)
+            code = self._process.wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
             return "closed its pipe"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
