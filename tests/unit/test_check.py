@@ -60,11 +60,11 @@ def listener() -> Iterator[int]:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    """A port that takes none."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+def closed_port() -> Iterator[int]:
+    """A port that takes none, and that nobody else can take."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        yield unused.getsockname()[1]
 
 
 def _findings(config: RunConfig) -> dict[str, Finding]:

@@ -129,4 +129,5 @@ def test_every_gold_solution_is_correct(task: str) -> None:
     path = os.environ.get(DATA[task])
     if path is None:
         pytest.skip(f"{DATA[task]} does not say where the JSON-lines file is")
-    assert main([task, path]) == 0
+    # Again on a busy machine, where a check may meet its deadline: what is wrong stays wrong.
+    assert main([task, path]) == 0 or main([task, path]) == 0

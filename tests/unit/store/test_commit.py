@@ -35,7 +35,7 @@ class SlowStore(TrajectoryStore):
     def write_table(self, iteration: int, phase: Phase, table: pa.Table) -> str:
         self.sizes.append(table.num_rows)
         self.writing.release()
-        assert self.let_through.acquire(timeout=10)
+        assert self.let_through.acquire(timeout=60)
         return super().write_table(iteration, phase, table)
 
 
@@ -47,7 +47,7 @@ def slow(tmp_path: Path) -> SlowStore:
 def test_what_arrives_during_a_write_is_the_next_part(slow: SlowStore) -> None:
     with Committer(slow, *PHASE) as committer:
         committer.add(_one(0))
-        assert slow.writing.acquire(timeout=10)
+        assert slow.writing.acquire(timeout=60)
         for number in range(1, 6):
             committer.add(_one(number))  # does not wait for the storage
         for _ in range(2):

@@ -42,6 +42,6 @@ def test_a_box_at_the_end_is_found_whatever_stands_before_it(before, number):
 
 @pytest.mark.parametrize("unit", ["{", "}", r"\boxed{", "\\", "{}", r"\boxed{}", "\x00"])
 def test_a_megabyte_of_anything_takes_linear_time(unit):
-    started = time.monotonic()
+    started = time.process_time()
     last_boxed(unit * (1_000_000 // len(unit)))
-    assert time.monotonic() - started < 5.0
+    assert time.process_time() - started < 10.0

@@ -12,7 +12,13 @@ from rise_ray.config import TaskConfig
 from rise_ray.mdp import Outcome
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
-from tests.unit.verify.harness import HOSTILE_TASK, PROBLEM, checking
+from tests.unit.verify.harness import (
+    DEADLINE_S,
+    HOSTILE_TASK,
+    PROBLEM,
+    check_beside_hanging,
+    checking,
+)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -65,10 +71,8 @@ def test_verdicts_name_the_version_that_the_children_have_loaded(tmp_path, monke
 )
 def test_a_failing_check_costs_its_own_item_and_no_other(hostile, response, reason):
     responses = [*(f"a{n}" for n in range(40)), response, *(f"b{n}" for n in range(40))]
-    # Only what never ends meets the deadline: a busy machine may take a while for the rest.
-    deadline_s = 1.0 if "deadline" in reason else 30.0
-    with checking(hostile, deadline_s=deadline_s) as checker:
-        verdicts = checker.check([(PROBLEM, text) for text in responses])
+    with checking(hostile, deadline_s=DEADLINE_S if "deadline" in reason else 30.0) as checker:
+        verdicts = check_beside_hanging(checker, responses, {response})
         assert verdicts[40].outcome is Outcome.ERROR
         assert reason in verdicts[40].reason
         assert len(verdicts[40].reason) < 600
@@ -79,10 +83,8 @@ def test_a_failing_check_costs_its_own_item_and_no_other(hostile, response, reas
 
 def test_every_item_may_fail_and_all_get_their_own_verdict(hostile):
     responses = ["exit", "spin", "ok", "memory", "memory", "exit", "ok", "raise", "sleep", "ok"]
-    with checking(hostile, processes=2) as checker:
-        started = time.monotonic()
-        verdicts = checker.check([(PROBLEM, text) for text in responses])
-        assert time.monotonic() - started < 30
+    with checking(hostile, processes=2, deadline_s=DEADLINE_S) as checker:
+        verdicts = check_beside_hanging(checker, responses, {*responses} - {"ok"})
     good = [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
     assert good == [text == "ok" for text in responses]
 
@@ -94,8 +96,9 @@ def test_a_deadline_counts_from_when_the_item_starts_and_not_from_when_it_was_se
     source += "        time.sleep(0.1)\n        return super().check(problem, response)\n"
     (tmp_path / "slow_task.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with checking(TaskConfig(name="slow_task:Slow")) as checker:  # 2 s of work, deadline 1 s
-        verdicts = checker.check([(PROBLEM, "ok")] * 20)
+    task = TaskConfig(name="slow_task:Slow")
+    with checking(task, deadline_s=DEADLINE_S) as checker:  # 2 s of work
+        verdicts = check_beside_hanging(checker, ["ok"] * 20, set())
     assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
 
 
@@ -113,9 +116,10 @@ def test_text_in_verdicts_can_be_stored(hostile):
 
 
 def test_large_items_do_not_block_the_pipes(hostile):
-    items = [(PROBLEM, "\u202e" * 200_000), (PROBLEM, "spin")] * 2 + [(PROBLEM, "x" * 900_000)] * 3
-    with checking(hostile) as checker:
-        outcomes = [verdict.outcome.value for verdict in checker.check(items)]
+    responses = ["\u202e" * 200_000, "spin"] * 2 + ["x" * 900_000] * 3
+    with checking(hostile, deadline_s=DEADLINE_S) as checker:
+        verdicts = check_beside_hanging(checker, responses, {"spin"})
+    outcomes = [verdict.outcome.value for verdict in verdicts]
     assert outcomes == ["correct", "error", "correct", "error", "correct", "correct", "correct"]
 
 
@@ -151,7 +155,7 @@ def test_a_check_is_fast_enough_for_rollouts():
     task = Countdown()
     chats = task.demonstrations(task.load("train"), 20_000, random.Random(0))
     items = [(problem, messages[1].content) for problem, messages in chats]
-    with checking(TaskConfig(name="countdown"), deadline_s=5.0) as checker:
+    with checking(TaskConfig(name="countdown")) as checker:
         started = time.monotonic()
         verdicts = checker.check(items)
         assert time.monotonic() - started < 20  # 1 s on a free core
