@@ -199,8 +199,10 @@ class Verification:
                 return
             try:
                 ray.get(line.ready)
-            except _LOSSES as error:
+            except VerifierStartError as error:
                 self._last_loss = _why(error)
+            except _LOSSES:
+                pass  # not back yet: that says nothing new
             else:
                 line.away, line.ready, line.since = False, None, self._watched_s
                 return
