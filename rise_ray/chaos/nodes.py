@@ -207,6 +207,7 @@ def _environment(address: str, token: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # they are stopped after the run
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Who connects stays on loopback too, and does not ask at the network's address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
