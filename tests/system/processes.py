@@ -32,7 +32,7 @@ def named(title: str, pid: int | None = None) -> list[psutil.Process]:
     )
 
 
-def wait_gone(processes: list[psutil.Process], within_s: float = 30.0) -> list[str]:
+def wait_gone(processes: list[psutil.Process], within_s: float = 120.0) -> list[str]:
     """Wait until none of `processes` runs; the command lines of those that still do."""
     deadline = time.monotonic() + within_s
     while (left := [p for p in processes if _runs(p)]) and time.monotonic() < deadline:
@@ -40,7 +40,7 @@ def wait_gone(processes: list[psutil.Process], within_s: float = 30.0) -> list[s
     return [f"{process.pid} {_command(process)}" for process in left]
 
 
-def wait_freed(before: set[str], within_s: float = 30.0) -> set[str]:
+def wait_freed(before: set[str], within_s: float = 120.0) -> set[str]:
     """Wait until all shared memory that was not there `before` is unlinked; what is left."""
     deadline = time.monotonic() + within_s
     while (left := shared_memory_files() - before) and time.monotonic() < deadline:
@@ -99,8 +99,9 @@ def losing(actor: str, title: str, number: signal.Signals, losses: int) -> Itera
             busy = named(title)
             for process in [one for one in busy if one not in (*others, *lost)]:
                 if len(lost) < losses:
-                    send(process, number)
-                    lost.append(process)
+                    with suppress(ProcessLookupError):  # it ended meanwhile
+                        send(process, number)
+                        lost.append(process)
 
     with beside(lose):
         yield

@@ -20,7 +20,7 @@ from rise_ray.stages import Stages
 from rise_ray.store.examples import examples_from_table, read_manifest, read_part
 from rise_ray.store.run import REPORT, Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 JOB = Path(__file__).parents[2] / "jobs" / "gsm8k_cpu.yaml"
 THINGS = ["apples", "coins", "books", "eggs", "tickets", "pencils"]

@@ -48,6 +48,7 @@ def environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # of the head, in the end: it has no work
         "RAY_JOB_STOP_WAIT_TIME_S": "60",  # until SIGKILL: of the head, not of the client
     }
 

@@ -77,7 +77,7 @@ def test_a_run_killed_in_every_phase_ends_like_an_undisturbed_one(tmp_path: Path
 
     orphans += kill_when(resume, log, lambda pid: bool(named("ray::RolloutWorker.sync", pid)))
     syncing = journal(folder)
-    assert list(syncing)[-1] == "iteration-2/train"
+    assert list(syncing)[-1] in ("iteration-2/train", "iteration-2/eval")  # the next has no sync
 
     subprocess.run(resume, check=True, capture_output=True, env=environment())
     finished = journal(folder)

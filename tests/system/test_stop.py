@@ -15,7 +15,7 @@ from rise_ray.mdp import Phase
 from rise_ray.stop import DEADLINE_S
 from tests.system.driver import COMMAND, environment, parts_of, started, stored_ids, wait_for
 from tests.system.miniature import EVAL_PROBLEMS
-from tests.system.processes import descendants, named, wait_gone
+from tests.system.processes import descendants, named, wait_freed, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -57,7 +57,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
     assert not (folder / "owner.json").exists()
-    assert shared_memory_files() <= memory
+    assert wait_freed(memory) == set()
 
     with started([*resume, *settings], log) as driver:
         wait_for(driver, log, lambda pid: bool(named("ray::write_relabeled", pid)))
@@ -69,7 +69,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
     assert len(stored_ids(folder, 0, Phase.EVAL)) == EVAL_PROBLEMS
-    assert shared_memory_files() <= memory
+    assert wait_freed(memory) == set()
 
 
 def test_ctrl_c_reaches_a_run_that_has_trained(tmp_path: Path) -> None:

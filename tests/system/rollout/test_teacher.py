@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,13 +139,15 @@ def test_half_a_character_in_an_endpoints_answer_ends_no_run(
 def test_requests_are_bounded_in_number_and_spaced_in_time(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
-    endpoint.delay_s = 0.1
+    endpoint.delay_s = 0.4
     list(make_openai(concurrency=3).improve(rolled))
     assert endpoint.most_at_once == 3
     endpoint.arrivals.clear()
+    endpoint.delay_s = 0.0
+    before = time.monotonic()
     list(make_openai(requests_per_minute=600).improve(rolled))
     assert len(endpoint.arrivals) == STATES
-    assert max(endpoint.arrivals) - min(endpoint.arrivals) > 0.1 * (STATES - 1) - 0.05
+    assert max(endpoint.arrivals) - before > 0.1 * (STATES - 1)
 
 
 def test_refused_requests_are_tried_again(
@@ -180,8 +183,8 @@ def test_an_endpoint_that_cannot_be_reached_is_named(
 def test_an_endpoint_slower_than_the_deadline_stops_the_run(
     rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
 ) -> None:
-    endpoint.delay_s = 1.0
-    with pytest.raises(TeacherError, match="APITimeoutError"):
+    endpoint.delay_s = 30.0
+    with pytest.raises(TeacherError, match="TimeoutError"):
         list(make_openai(deadline_s=0.2, max_retries=0).improve(rolled))
 
 

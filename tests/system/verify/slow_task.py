@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 from rise_ray.mdp import Problem, Verdict
 from rise_ray.tasks.countdown import Countdown
@@ -38,8 +38,7 @@ class Short(Countdown):
 
     def model_post_init(self, context: object) -> None:
         """Die, perhaps."""
-        missing = Path(self.missing)
-        if missing.exists():
-            with missing.open("a") as deaths:
-                deaths.write("x")
+        with contextlib.suppress(FileNotFoundError):
+            deaths = os.open(self.missing, os.O_WRONLY | os.O_APPEND)
+            os.write(deaths, b"x")
             os._exit(9)
