@@ -23,10 +23,7 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
     from transformers.integrations import HfDeepSpeedConfig
 
     config = job.config
-    # A collective of DeepSpeed's inference that it would compile here, which takes half a minute
-    # and a C++ compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()  # takes over Ray Train's process group; from_pretrained needs it
+    take_over_process_group()  # from_pretrained needs it
     # Alive before from_pretrained, which then loads each weight straight into its partition.
     keep_alive = HfDeepSpeedConfig(deepspeed_config)
     model = AutoModelForCausalLM.from_pretrained(
@@ -52,6 +49,16 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
     )
     engine.train()
     return engine, keep_alive
+
+
+def take_over_process_group() -> None:
+    """Have DeepSpeed use torch's process group, which Ray Train has started."""
+    import deepspeed
+
+    # A collective of DeepSpeed's inference that it would compile here, which takes half a minute
+    # and a C++ compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
 
 
 def _gather_whole_layers(model: Any) -> None:

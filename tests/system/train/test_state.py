@@ -41,9 +41,11 @@ def start_engine(config: TrainConfig) -> Any:
     import deepspeed
     import torch
 
+    from rise_ray.train.engine import take_over_process_group
+
     meeting = f"file://{tempfile.mkdtemp()}/ranks"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
-    deepspeed.init_distributed()
+    take_over_process_group()
     torch.manual_seed(0)
     engine, *_ = deepspeed.initialize(
         model=torch.nn.Linear(4, 4),
