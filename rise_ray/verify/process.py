@@ -100,7 +100,7 @@ class ChildProcess:
         return [json.loads(line) for line in lines], closed
 
     def wait(self) -> str:
-        """How it ended, once it has closed its pipe."""
+        """How it ended, once it has closed its pipe: it does so by ending, so this takes moments."""
         try:
             code = self._process.wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
