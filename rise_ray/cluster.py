@@ -149,6 +149,7 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
     for variable, value in LOOPBACK_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     store = config.ray.object_store_mib
+    starts_at_once = max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
     try:
         ray.init(
             address="local",
@@ -156,7 +157,7 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
             object_store_memory=store * 2**20 if store else None,
             include_dashboard=False,
             _node_ip_address=LOOPBACK,
-            _system_config={"worker_maximum_startup_concurrency": _starts_at_once(config)},
+            _system_config={"worker_maximum_startup_concurrency": starts_at_once},
             log_to_driver=debug,
             logging_level=level,
         )
@@ -165,10 +166,6 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
             f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is the "
             "machine overloaded, or out of memory or disk?"
         ) from error
-
-
-def _starts_at_once(config: RunConfig) -> int:
-    return max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
 
 
 def _require_listener(address: str) -> None:

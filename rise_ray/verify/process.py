@@ -100,7 +100,7 @@ class ChildProcess:
         return [json.loads(line) for line in lines], closed
 
     def wait(self) -> str:
-        """How it ended, once it has closed its pipe: it does so by ending, so this takes moments."""
+        """How it ended, once it has closed its pipe, which it does by ending."""
         try:
             code = self._process.wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
