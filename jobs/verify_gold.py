@@ -17,8 +17,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rise_ray.arguments import ArgumentParser
-from rise_ray.config import TaskConfig, VerifyConfig
+from rise_ray.cli.arguments import ArgumentParser
+from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.errors import DataError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.tasks import load_task

@@ -155,6 +155,19 @@ class Trajectory:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WeightVersion:
+    """Weights by iteration number (0: the base) and by the checkpoint that holds them.
+
+    `parity` is the URI of the folder with their `parity.json`: the checkpoint's own for weights
+    that this run trained.
+    """
+
+    iteration: int
+    checkpoint: str
+    parity: str
+
+
 class SegmentKind(StrEnum):
     """What a run of tokens in a state is."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from rise_ray.redact import redact
+from rise_ray.config.secrets import redact
 
 # Controls, format characters (bidirectional overrides, zero-width), lone surrogates, private use
 # and the two Unicode line separators: none has a picture of its own, some steer terminals.

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rise_ray.config import ScratchConfig
+from rise_ray.config.settings import ScratchConfig
 from rise_ray.errors import ConfigError
 
 END, PAD, UNKNOWN = "<|end|>", "<|pad|>", "<|unknown|>"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rise_ray.config import RelabelConfig
+from rise_ray.config.settings import RelabelConfig
 from rise_ray.mdp import (
     Example,
     Phase,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from rise_ray.config import RelabelConfig
+from rise_ray.config.settings import RelabelConfig
 from rise_ray.errors import TrainError, user_error
 from rise_ray.mdp import Phase, derive_seed
 from rise_ray.relabel.examples import Relabeled, relabel_all

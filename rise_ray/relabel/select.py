@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rise_ray.config import RelabelConfig
+from rise_ray.config.settings import RelabelConfig
 from rise_ray.mdp import Attempt, Outcome, Trajectory
 from rise_ray.relabel.rewards import passes, reward_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from rise_ray.config import ModelConfig
+from rise_ray.config.settings import ModelConfig
 from rise_ray.errors import ModelError
 from rise_ray.mdp import FinishReason, Message
 

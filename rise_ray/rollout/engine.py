@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rise_ray.config import ModelConfig, SamplingConfig, WorkersConfig
+from rise_ray.cluster.cleanup import temporary_files, temporary_folder
+from rise_ray.config.settings import ModelConfig, SamplingConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
-from rise_ray.reaper import temporary_files, temporary_folder
 from rise_ray.rollout.episode import Completion, Request
 
 if TYPE_CHECKING:

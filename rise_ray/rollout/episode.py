@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rise_ray.config import SamplingConfig
+from rise_ray.config.settings import SamplingConfig
 from rise_ray.mdp import (
     Attempt,
     FinishReason,

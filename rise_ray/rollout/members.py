@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 
+from rise_ray.mdp import WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
-from rise_ray.rollout.worker import Progress, WeightVersion
+from rise_ray.rollout.worker import Progress
 
 
 class Status(StrEnum):

@@ -18,15 +18,15 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from rise_ray.cluster import draining_nodes
-from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
+from rise_ray.cluster.connection import draining_nodes
+from rise_ray.config.settings import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.errors import ClusterError, ConfigError, RolloutError, SyncError, user_error
-from rise_ray.mdp import StopReason, Trajectory
+from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from rise_ray.rollout.failures import FailedStarts, cause, raise_if_ours
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
-from rise_ray.rollout.worker import Progress, RolloutWorker, WeightVersion
+from rise_ray.rollout.worker import Progress, RolloutWorker
 from rise_ray.sync.receiver import push_weights
 from rise_ray.sync.source import start_weight_server
 

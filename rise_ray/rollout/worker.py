@@ -16,9 +16,9 @@ from typing import Any
 
 import ray
 
-from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
+from rise_ray.config.settings import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.errors import SyncError
-from rise_ray.mdp import Trajectory, Verdict
+from rise_ray.mdp import Trajectory, Verdict, WeightVersion
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.rollout.chat import load_chat
 from rise_ray.rollout.engine import Engine
@@ -38,19 +38,6 @@ from rise_ray.verify.client import Verification
 
 _EXCHANGE_S = 0.5  # how long one exchange runs the engine
 _VERIFIER_WAIT_S = 0.002  # how long an idle engine waits for a verdict at a time
-
-
-@dataclass(frozen=True, slots=True)
-class WeightVersion:
-    """Weights by iteration number (0: the base) and by the checkpoint that holds them.
-
-    `parity` is the URI of the folder with their `parity.json`: the checkpoint's own for weights
-    that this run trained.
-    """
-
-    iteration: int
-    checkpoint: str
-    parity: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ def reference_in_task(
     Raises:
         ClusterError: it took longer than `deadline_s`, the wait for its CPU included.
     """
-    from rise_ray.deadline import in_task  # Ray: the probe itself has no use for it
+    from rise_ray.cluster.deadline import in_task  # Ray: the probe itself has no use for it
 
     def score() -> ParityReference:
         path = locate_model(checkpoint)

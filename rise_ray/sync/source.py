@@ -22,7 +22,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError
 
-from rise_ray.cluster import this_node
+from rise_ray.cluster.connection import this_node
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import model_folder
 from rise_ray.sync.buckets import Bucket, Manifest, TensorSpec, fill_bucket, plan_buckets

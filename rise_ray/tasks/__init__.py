@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError
 from rise_ray.tasks.base import Task
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import ConfigError
 
 # What rise-ray's own settings decide, or what the packing plan's batches rest on.

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rise_ray.config import TrainConfig
-from rise_ray.config_file import may_change
+from rise_ray.config.loading import may_change
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import TrainError
 from rise_ray.store.files import Folder
 
@@ -52,18 +52,18 @@ def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) ->
     import ray.train
     from ray.exceptions import RayActorError
 
-    from rise_ray.train.pulse import start_pulse, watched
+    from rise_ray.train.heartbeat import start_heartbeat, watched
 
-    job, pulse = task.job, start_pulse()
+    job, heartbeat = task.job, start_heartbeat()
     deadline_s = job.config.progress_deadline_s
     for restarts_left in reversed(range(1 + job.config.max_failures)):
         before = set(_placement_groups())
-        trainer = _trainer(task, storage, name, pulse)
+        trainer = _trainer(task, storage, name, heartbeat)
         waits = functools.partial(_waits_for_resources, before)
         try:
-            with watched(pulse, deadline_s, waits, trainer.kill) as silent:
+            with watched(heartbeat, deadline_s, waits, trainer.kill) as silent:
                 return trainer.fit().return_value
-        except KeyboardInterrupt:  # `rise_ray.stop`
+        except KeyboardInterrupt:  # `rise_ray.cluster.stop`
             trainer.abort()
             _remove_placement_groups(_placement_groups().keys() - before)
             raise
@@ -105,7 +105,7 @@ def _remove_placement_groups(ids: Iterable[str]) -> None:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
-def _trainer(task: WorkerTask, storage: Folder, name: str, pulse: Any) -> StoppableTrainer:
+def _trainer(task: WorkerTask, storage: Folder, name: str, heartbeat: Any) -> StoppableTrainer:
     import ray.train
 
     from rise_ray.train.loop import train_worker
@@ -115,7 +115,7 @@ def _trainer(task: WorkerTask, storage: Folder, name: str, pulse: Any) -> Stoppa
     config = task.job.config
     return StoppableTrainer(
         train_worker,
-        train_loop_config={"task": task, "pulse": pulse},
+        train_loop_config={"task": task, "heartbeat": heartbeat},
         torch_config=Rendezvous(
             backend="nccl" if config.num_gpus else "gloo",
             timeout_s=math.ceil(config.step_deadline_s),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import ConfigError, TrainError
 from rise_ray.store.examples import ExampleManifest, read_lengths, read_manifest, read_part
 from rise_ray.store.files import Folder

@@ -26,9 +26,9 @@ from rise_ray.train.checkpoint import export_checkpoint
 from rise_ray.train.data import RowBatch, stream_rows
 from rise_ray.train.deepspeed_config import passes_per_step
 from rise_ray.train.engine import quiet_libraries, start_engine
+from rise_ray.train.heartbeat import Beat
 from rise_ray.train.job import WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
-from rise_ray.train.pulse import Beat
 from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state
 
 LOG_EVERY_S = 2.0
@@ -39,7 +39,7 @@ NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 def train_worker(config: dict[str, Any]) -> WorkerResult:
     """One rank of `rise_ray.train.job.train`, as Ray Train calls it."""
     task: WorkerTask = config["task"]
-    beat = Beat(config["pulse"])
+    beat = Beat(config["heartbeat"])
     beat()
     job = task.job
     if not job.config.num_gpus:

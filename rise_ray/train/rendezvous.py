@@ -18,8 +18,8 @@ from ray.train.torch.config import (
     _TorchBackend,
 )
 
-from rise_ray.machine import this_machine
-from rise_ray.reaper import temporary_folder
+from rise_ray.cluster.cleanup import temporary_folder
+from rise_ray.cluster.machine import this_machine
 
 
 class Rendezvous(TorchConfig):

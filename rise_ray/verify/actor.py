@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rise_ray.config import TaskConfig, VerifyConfig
+from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.mdp import Problem, Verdict
 from rise_ray.verify.checker import Checker
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.verify.process import ChildProcess

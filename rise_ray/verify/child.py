@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.tasks import load_task

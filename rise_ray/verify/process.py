@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 
 _END_S = 5.0  # from the end of its pipe to its own, on a busy machine
 

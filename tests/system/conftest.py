@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from rise_ray.config import ScratchConfig, TaskConfig, VerifyConfig
-from rise_ray.config_file import load_config
-from rise_ray.console import Console
-from rise_ray.driver import execute
-from rise_ray.rollout.worker import WeightVersion
-from rise_ray.stages import Stages
+from rise_ray.config.loading import load_config
+from rise_ray.config.settings import ScratchConfig, TaskConfig, VerifyConfig
+from rise_ray.mdp import WeightVersion
+from rise_ray.report.console import Console
+from rise_ray.run.driver import execute
+from rise_ray.run.journal import Run
+from rise_ray.run.stages import Stages
 from rise_ray.store.files import Folder
-from rise_ray.store.run import Run
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
 from tests.system.miniature import JOB, SETTINGS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rise_ray.mdp import Attempt, Phase, Trajectory
-from rise_ray.store.run import Run
+from rise_ray.run.journal import Run
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "jobs" / "quickstart.yaml"

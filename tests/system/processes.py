@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from rise_ray.chaos.processes import shared_memory_files
+from tests.chaos.processes import shared_memory_files
 
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.cluster import check_resources
-from rise_ray.config import RunConfig
-from rise_ray.config_file import load_config
+from rise_ray.cluster.connection import check_resources
+from rise_ray.config.loading import load_config
+from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ClusterError, ConfigError, ModelError, RiseError, StoreError, user_error
 from rise_ray.store.files import Folder
 
@@ -30,7 +30,7 @@ def rise_ray(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rise_ray.cli", *arguments, f"storage={tmp_path / 'runs'}"],
+            [sys.executable, "-m", "rise_ray.cli.main", *arguments, f"storage={tmp_path / 'runs'}"],
             cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
@@ -92,8 +92,8 @@ def test_a_worker_that_no_node_can_hold_is_told(config: Callable[..., RunConfig]
 def test_an_architecture_that_is_none_comes_back_from_its_task(
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
+    from rise_ray.run.warm_start import initial_model
     from rise_ray.tasks import load_task
-    from rise_ray.warmstart import initial_model
 
     bad = config("model.scratch.architecture={model_type: perceptron-9000}")
     folder = Folder(str(tmp_path / "scratch"))
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_loaded_comes_back_from_its_task(tmp_path: Path) 
 def test_damaged_metrics_come_back_from_the_tracker(
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    from rise_ray.track import start_tracker
+    from rise_ray.report.tracking import start_tracker
 
     (tmp_path / "metrics.jsonl").write_text("{")
     error = _ours(lambda: start_tracker(config(), Folder(str(tmp_path))))

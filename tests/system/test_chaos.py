@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.chaos.plan import Kind, stage_keys
-from rise_ray.config_file import load_config
-from rise_ray.store.run import Run
+from rise_ray.config.loading import load_config
+from rise_ray.run.journal import Run
+from tests.chaos.plan import Kind, stage_keys
 from tests.system.driver import started
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
 from tests.system.processes import is_loopback, listening

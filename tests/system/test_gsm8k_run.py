@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.config import RunConfig
-from rise_ray.config_file import load_config
-from rise_ray.console import Console
-from rise_ray.driver import execute
+from rise_ray.config.loading import load_config
+from rise_ray.config.settings import RunConfig
 from rise_ray.mdp import Example, FinishReason, Phase
-from rise_ray.stages import Stages
+from rise_ray.report.console import Console
+from rise_ray.run.driver import execute
+from rise_ray.run.journal import REPORT, Run
+from rise_ray.run.stages import Stages
 from rise_ray.store.examples import examples_from_table, read_manifest, read_part
-from rise_ray.store.run import REPORT, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.chaos.leftovers import left_in_cluster
-from rise_ray.config_file import load_config
+from rise_ray.config.loading import load_config
 from rise_ray.mdp import Phase
-from rise_ray.store.run import Run
+from rise_ray.run.journal import Run
+from tests.chaos.leftovers import left_in_cluster
 from tests.system.driver import parts_of
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
 from tests.system.processes import descendants, wait_gone

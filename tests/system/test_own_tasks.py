@@ -11,19 +11,19 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from rise_ray.config_file import load_config
-from rise_ray.console import Console
-from rise_ray.deadline import in_task
+from rise_ray.cluster.deadline import in_task
+from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
 from rise_ray.mdp import Phase
 from rise_ray.relabel.job import RelabelResult, write_relabeled
-from rise_ray.stages import Stages
+from rise_ray.report.console import Console
+from rise_ray.report.tracking import TrackerHandle
+from rise_ray.run.journal import Run
+from rise_ray.run.stages import Stages
 from rise_ray.store.examples import read_manifest
 from rise_ray.store.files import Folder
-from rise_ray.store.run import Run
 from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.sync.parity import reference_in_task
-from rise_ray.track import TrackerHandle
 from tests.system.miniature import JOB, SETTINGS
 from tests.system.processes import losing, named, wait_gone
 from tests.unit.relabel.builders import rolled

@@ -9,15 +9,15 @@ from typing import Any
 import psutil
 import pytest
 
-from rise_ray.chaos.audit import planned_episodes
-from rise_ray.chaos.plan import stage_keys
-from rise_ray.config_file import load_config
-from rise_ray.console import Console
+from rise_ray.config.loading import load_config
 from rise_ray.mdp import Phase
-from rise_ray.plans import BASE
-from rise_ray.stages import Stages
-from rise_ray.store.run import Run
+from rise_ray.report.console import Console
+from rise_ray.run.journal import Run
+from rise_ray.run.plans import BASE
+from rise_ray.run.stages import Stages
 from rise_ray.store.trajectories import TrajectoryStore
+from tests.chaos.audit import planned_episodes
+from tests.chaos.plan import stage_keys
 from tests.system.driver import (
     COMMAND,
     Reached,

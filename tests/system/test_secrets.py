@@ -21,13 +21,13 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from rise_ray.config_file import load_config
+from rise_ray.config.loading import load_config
+from rise_ray.report.tracking import _flat, read_metrics
+from rise_ray.run.journal import Run
 from rise_ray.store.files import Folder
-from rise_ray.store.run import Run
-from rise_ray.track import _flat, read_metrics
+from tests.system.feedback.fake_endpoint import FakeEndpoint, serving
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
 from tests.system.processes import is_loopback, listening
-from tests.system.rollout.fake_endpoint import FakeEndpoint, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -65,7 +65,7 @@ def run_command(settings: list[str], *options: str) -> Finished:
     # Ray's sockets lie in here, and their paths may have 107 characters.
     finished.ray_logs = Path(tempfile.mkdtemp(prefix="ray-"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "rise_ray.cli", "run", str(JOB), *settings, *options],
+        [sys.executable, "-m", "rise_ray.cli.main", "run", str(JOB), *settings, *options],
         cwd=REPOSITORY,
         env={**os.environ, **SECRETS, "RAY_TMPDIR": str(finished.ray_logs)},
         stdout=subprocess.PIPE,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.chaos.processes import shared_memory_files
+from rise_ray.cluster.stop import DEADLINE_S
 from rise_ray.mdp import Phase
-from rise_ray.stop import DEADLINE_S
+from tests.chaos.processes import shared_memory_files
 from tests.system.driver import COMMAND, environment, parts_of, started, stored_ids, wait_for
 from tests.system.miniature import EVAL_PROBLEMS
 from tests.system.processes import descendants, named, wait_freed, wait_gone

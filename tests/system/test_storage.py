@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.lineage import open_run, problem_lineage, trace, training_rows
 from rise_ray.mdp import Phase
+from rise_ray.run.journal import read_journal
+from rise_ray.run.lineage import open_run, problem_lineage, trace, training_rows
 from rise_ray.store.files import Folder
-from rise_ray.store.run import read_journal
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.object_store import BUCKET, s3_server
 from tests.system.driver import COMMAND, environment, started, wait_for

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.config import RunConfig
-from rise_ray.config_file import load_config
-from rise_ray.console import Console
+from rise_ray.config.loading import load_config
+from rise_ray.config.settings import RunConfig
 from rise_ray.errors import TeacherError
 from rise_ray.mdp import Phase
-from rise_ray.stages import Stages
-from rise_ray.store.run import Run
+from rise_ray.report.console import Console
+from rise_ray.run.journal import Run
+from rise_ray.run.stages import Stages
+from tests.system.feedback.fake_endpoint import USAGE, FakeEndpoint, serving
 from tests.system.miniature import JOB, SETTINGS
-from tests.system.rollout.fake_endpoint import USAGE, FakeEndpoint, serving
 
 KEY_ENV = "RISE_RAY_TEST_KEY"
 PROBLEMS = 4

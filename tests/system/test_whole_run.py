@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rise_ray.chaos.audit import planned_episodes
-from rise_ray.chaos.plan import stage_keys
-from rise_ray.cli import main
-from rise_ray.lineage import example_lineage, open_run, problem_lineage, trace, training_rows
+from rise_ray.cli.main import main
 from rise_ray.mdp import Phase, StopReason
 from rise_ray.models.locate import locate_model
 from rise_ray.relabel.rewards import reward_of
+from rise_ray.run.journal import Run
+from rise_ray.run.lineage import example_lineage, open_run, problem_lineage, trace, training_rows
 from rise_ray.store.examples import examples_from_table, read_manifest, read_part
 from rise_ray.store.files import Folder
-from rise_ray.store.run import Run
 from rise_ray.sync.parity import ParityReference, check_parity, reference_logprobs
+from tests.chaos.audit import planned_episodes
+from tests.chaos.plan import stage_keys
 from tests.system.miniature import (
     CANDIDATES,
     EVAL_PARALLEL,

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
-from rise_ray.mdp import Phase
+from rise_ray.config.settings import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
+from rise_ray.mdp import Phase, WeightVersion
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.worker import WeightVersion
 from rise_ray.tasks.countdown import Countdown
 from tests.system.conftest import MAX_MODEL_LEN
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import ray
 
-from rise_ray.config import ModelConfig, SamplingConfig, WorkersConfig
-from rise_ray.mdp import FinishReason
+from rise_ray.config.settings import ModelConfig, SamplingConfig, WorkersConfig
+from rise_ray.mdp import FinishReason, WeightVersion
 from rise_ray.rollout.episode import Completion, Request
-from rise_ray.rollout.worker import WeightVersion
 from tests.system.conftest import MAX_MODEL_LEN
 
 SAMPLES, MOST = 64, 40

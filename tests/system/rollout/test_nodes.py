@@ -21,9 +21,9 @@ from ray._common.utils import reset_ray_address
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 
-from rise_ray.chaos.processes import kill
 from rise_ray.mdp import StopReason
 from rise_ray.rollout.pool import RolloutPool
+from tests.chaos.processes import kill
 from tests.system.processes import beside, descendants, named, wait_gone
 from tests.system.rollout.conftest import MakePool, make_specs
 from tests.system.rollout.test_pool import LONG, ids, sampled

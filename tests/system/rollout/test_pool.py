@@ -17,10 +17,9 @@ import pytest
 import ray
 
 from rise_ray.errors import ClusterError, RolloutError, SyncError
-from rise_ray.mdp import StopReason, Trajectory
+from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.worker import WeightVersion
 from rise_ray.sync.buckets import Manifest
 from rise_ray.sync.source import WeightServer
 from tests.system.processes import losing, named, send

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from rise_ray.chaos.processes import shared_memory_files
 from rise_ray.errors import SyncError
-from rise_ray.mdp import StopReason
+from rise_ray.mdp import StopReason, WeightVersion
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.worker import RolloutWorker, WeightVersion
+from rise_ray.rollout.worker import RolloutWorker
+from tests.chaos.processes import shared_memory_files
 from tests.system.processes import beside, descendants, named, send, wait_freed, wait_gone
 from tests.system.rollout.conftest import MakePool, make_specs
 from tests.system.rollout.test_pool import LONG, ids, sampled, versions, workers

@@ -15,7 +15,7 @@ import torch
 from ray.util import placement_group_table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import TrainError
 from rise_ray.mdp import Example
 from rise_ray.store.examples import read_manifest, read_part

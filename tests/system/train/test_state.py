@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import StoreError
 from rise_ray.train.deepspeed_config import deepspeed_config
 from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state

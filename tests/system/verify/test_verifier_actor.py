@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 
-from rise_ray.config import TaskConfig, VerifyConfig
+from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.errors import ConfigError, user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.tasks.countdown import Countdown

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.chaos.audit import Audit, Episodes, audit, planned_episodes
-from rise_ray.config import RunConfig, TaskConfig
-from rise_ray.config_file import parse_config
+from rise_ray.config.loading import parse_config
+from rise_ray.config.settings import RunConfig, TaskConfig
 from rise_ray.mdp import (
     Attempt,
     Example,
@@ -26,10 +25,11 @@ from rise_ray.mdp import (
     Verdict,
     trajectory_id,
 )
+from rise_ray.run.journal import Run
 from rise_ray.store.examples import examples_to_table, write_manifest, write_part
-from rise_ray.store.run import Run
 from rise_ray.tasks import load_task
 from rise_ray.verify.checker import Checker
+from tests.chaos.audit import Audit, Episodes, audit, planned_episodes
 
 PROVENANCE = Provenance("candidate", "all", "t", "p", 0, 0, 0, 1.0, 0, 0, "")
 EXAMPLES = [Example(f"e{n}", (1, 2, 3), (Span(1, 3, 1.0),), PROVENANCE) for n in range(2)]

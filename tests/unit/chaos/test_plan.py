@@ -6,13 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from rise_ray.chaos.plan import Kind, plan_kills, stage_keys
-from rise_ray.config import RunConfig
-from rise_ray.config_file import parse_config
-from rise_ray.driver import execute
+from rise_ray.config.loading import parse_config
+from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Phase
-from rise_ray.plans import stage_name
+from rise_ray.run.driver import execute
+from rise_ray.run.plans import stage_name
+from tests.chaos.plan import Kind, plan_kills, stage_keys
 
 CPU_KINDS = set(Kind) - {Kind.ENGINE}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.chaos.processes import descendants, kill, shared_memory_files, still_alive, unused
+from tests.chaos.processes import descendants, kill, shared_memory_files, still_alive, unused
 
 ORPHANED = """
 import os, subprocess, sys, time
-from rise_ray.chaos.processes import adopt_orphans, descendants, title
+from tests.chaos.processes import adopt_orphans, descendants, title
 adopt_orphans()
 start = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
 subprocess.run([sys.executable, "-c", start], check=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import rich.console
 
-from rise_ray.chaos.attack import Kill, Outcome
-from rise_ray.chaos.audit import Audit
-from rise_ray.chaos.plan import Kind, PlannedKill
-from rise_ray.chaos.report import Result, broken, table
+from tests.chaos.attack import Kill, Outcome
+from tests.chaos.audit import Audit
+from tests.chaos.plan import Kind, PlannedKill
+from tests.chaos.report import Result, broken, table
 
 KILLS = [
     Kill(Kind.WORKER, "1 ray::RolloutWorker", "base/eval", 1.0, recovered_s=4.0),

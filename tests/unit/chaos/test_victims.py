@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rise_ray.chaos.nodes import Node
-from rise_ray.chaos.plan import Kind
-from rise_ray.chaos.victims import Census, victims
+from tests.chaos.nodes import Node
+from tests.chaos.plan import Kind
+from tests.chaos.victims import Census, victims
 
 ROLLING = ["ray::RolloutWorker.exchange", "ray::Verifier", "python -m rise_ray.verify.child"]
 TRAINING = ["ray::RolloutWorker", "ray::Verifier", "ray::RayTrainWorker.poll"]

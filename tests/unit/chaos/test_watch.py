@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.chaos.watch import Watch
+from tests.chaos.watch import Watch
 
 STAGES = ["base/eval", "iteration-1/collect", "run/report"]
 

@@ -15,10 +15,10 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from rise_ray.cluster import required_resources
-from rise_ray.config import RunConfig
-from rise_ray.config_file import load_config
-from rise_ray.stop import DEADLINE_S
+from rise_ray.cluster.connection import required_resources
+from rise_ray.cluster.stop import DEADLINE_S
+from rise_ray.config.loading import load_config
+from rise_ray.config.settings import RunConfig
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.verify_gold import main, raw_items
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.mdp import Outcome
 from rise_ray.tasks import load_task
 from rise_ray.tasks.gsm8k import Gsm8k

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import ScratchConfig
+from rise_ray.config.settings import ScratchConfig
 from rise_ray.errors import ConfigError
 from rise_ray.models.scratch import END, make_scratch_model
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import RelabelConfig
+from rise_ray.config.settings import RelabelConfig
 from rise_ray.mdp import Phase, Provenance, Span, StopReason, Trajectory
 from rise_ray.relabel.examples import Relabeled, relabel, relabel_all
 from tests.unit.relabel.builders import FEEDBACK, PROMPT, rolled

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import RelabelConfig
+from rise_ray.config.settings import RelabelConfig
 from rise_ray.mdp import Phase, Trajectory
 from rise_ray.relabel.select import improved, rejection_sampled, revision
 from tests.unit.relabel.builders import rolled

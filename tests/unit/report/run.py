@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from rise_ray.config_file import parse_config
+from rise_ray.config.loading import parse_config
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
 from rise_ray.mdp import Trajectory

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from rise_ray.config import SamplingConfig
+from rise_ray.config.settings import SamplingConfig
 from rise_ray.mdp import FinishReason, Message, Outcome, Phase, Problem, Trajectory, Verdict
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import Completion, Episode, EpisodePlan, EpisodeSpec, Request

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rise_ray.config import ScratchConfig
+from rise_ray.config.settings import ScratchConfig
 from rise_ray.mdp import Message
 from rise_ray.models.scratch import _tokenizer
 from rise_ray.rollout.chat import ChatFormat

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import ModelConfig, SyncConfig, WorkersConfig
+from rise_ray.config.settings import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.errors import ClusterError
+from rise_ray.mdp import WeightVersion
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.worker import WeightVersion
 
 VERSION = WeightVersion(0, "m", "m")
 EPISODES = 100

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rise_ray.config import RunConfig
-from rise_ray.config_file import parse_config
+from rise_ray.config.loading import parse_config
+from rise_ray.config.settings import RunConfig
 from rise_ray.mdp import Phase, Trajectory, derive_seed, trajectory_id
-from rise_ray.plans import rollout_phases
 from rise_ray.relabel.examples import relabel_all
+from rise_ray.report.tracking import new_record, write_metrics
+from rise_ray.run.journal import REPORT, Run
+from rise_ray.run.plans import rollout_phases
 from rise_ray.store.commit import Committer
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
-from rise_ray.store.run import REPORT, Run
 from rise_ray.sync.parity import ParityReference
-from rise_ray.track import new_record, write_metrics
 from tests.unit.relabel.builders import rolled
 
 PROBLEMS = 5

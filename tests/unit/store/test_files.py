@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rise_ray.cli.access import NotCheckedError, look_at_run
 from rise_ray.errors import StoreError
-from rise_ray.reach import NotCheckedError, look_at_run
 from rise_ray.store.files import Folder, UnreachableError
 from tests.unit.store.hand_made import config_of
 

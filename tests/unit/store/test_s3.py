@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.lineage import example_lineage, open_run, training_rows
 from rise_ray.mdp import Phase
 from rise_ray.models.locate import locate_model
+from rise_ray.run.journal import Run
+from rise_ray.run.lineage import example_lineage, open_run, training_rows
+from rise_ray.run.repair import is_whole, repair
 from rise_ray.store.examples import read_lengths, read_manifest, read_part
 from rise_ray.store.files import Folder
-from rise_ray.store.mend import is_whole, mend
-from rise_ray.store.run import Run
 from rise_ray.sync.parity import ParityReference
 from tests.object_store import BUCKET
 from tests.unit.store import hand_made
@@ -28,7 +28,7 @@ def test_a_run_folder_on_s3_is_whole_and_goes_on(run: Run) -> None:
     assert run.folder.uri.startswith("s3://")
     reopened = Run(run.config, resume=True)
     assert is_whole(reopened)
-    assert mend(reopened) == []
+    assert repair(reopened) == []
     for iteration, phase in ((1, Phase.COLLECT), (2, Phase.CONTROL)):
         stored = sorted(run.trajectories.read(iteration, phase), key=lambda t: t.id)
         assert stored == hand_made.episodes(iteration, phase)
@@ -54,7 +54,7 @@ def test_a_lost_object_is_found_and_its_stage_done_again(run: Run) -> None:
     run.trajectories.phase(2, Phase.COLLECT).remove(part)
     with pytest.raises(StoreError, match="its 0 parts are not those"):
         list(run.trajectories.read(2, Phase.COLLECT, sealed))
-    assert [line.split(":")[0] for line in mend(run)] == ["iteration-2/collect"]
+    assert [line.split(":")[0] for line in repair(run)] == ["iteration-2/collect"]
     hand_made.roll(run, "iteration-2/collect", 2, Phase.COLLECT)
     assert run.stages["iteration-2/collect"]["parts_sha256"] == sealed
     assert is_whole(Run(run.config, resume=True))

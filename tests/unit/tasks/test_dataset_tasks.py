@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import DataError
 from rise_ray.mdp import Outcome
 from rise_ray.tasks import load_task

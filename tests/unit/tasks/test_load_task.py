@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError
 from rise_ray.tasks import load_task
 

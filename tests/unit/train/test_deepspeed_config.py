@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import ConfigError
 from rise_ray.train.deepspeed_config import deepspeed_config
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.store.examples import ExampleManifest
 from rise_ray.train import state
 from rise_ray.train.fit import _run_name

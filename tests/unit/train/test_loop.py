@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rise_ray.config import TrainConfig
+from rise_ray.config.settings import TrainConfig
 from rise_ray.mdp import Example, Provenance, Span
 from rise_ray.store.examples import read_lengths, read_part, write_example_parts
 from rise_ray.store.files import Folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from tests.unit.verify.harness import HOSTILE_TASK
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.mdp import Outcome
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker

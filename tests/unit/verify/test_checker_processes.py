@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Outcome
 from rise_ray.verify import checker as checker_module
@@ -112,7 +112,7 @@ def test_closing_leaves_no_process(hostile):
 def test_no_child_outlives_a_parent_that_is_killed_in_the_middle_of_a_check(hostile, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "from rise_ray.config import TaskConfig\n"
+        "from rise_ray.config.settings import TaskConfig\n"
         "from rise_ray.mdp import Problem\n"
         "from rise_ray.verify.checker import Checker\n"
         "c = Checker(TaskConfig(name='hostile_task:Hostile'), 2, 1000.0, 1024)\n"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rise_ray.config import TaskConfig
+from rise_ray.config.settings import TaskConfig
 from rise_ray.mdp import Outcome, Problem
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
 from tests.unit.verify.harness import DEADLINE_S, PROBLEM, check_beside_hanging, checking

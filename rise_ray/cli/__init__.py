@@ -1,0 +1,1 @@
+"""What a user types: commands, checks before a run, what they print."""

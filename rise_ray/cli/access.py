@@ -1,0 +1,170 @@
+"""What may be out of reach of the machine that looks: the hub, a teacher's endpoint, a store.
+
+On a laptop that is no fault of the config (`NotCheckedError`); where a run starts, it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rise_ray.cluster.network import connection_failure
+from rise_ray.config.settings import OpenAITeacher, RunConfig
+from rise_ray.errors import DataError, ModelError, RiseError, StoreError, TeacherError
+from rise_ray.mdp import Problem
+from rise_ray.models.locate import locate_model
+from rise_ray.rollout.chat import load_tokenizer
+from rise_ray.run.journal import STATE, Run
+from rise_ray.run.owner import refuse_if_driven
+from rise_ray.store.files import Folder, UnreachableError
+from rise_ray.tasks.base import Task
+from rise_ray.tasks.dataset import DatasetTask
+from rise_ray.tasks.source import is_file
+
+_WEIGHTS = "*.safetensors"
+_HUB = "https://huggingface.co"
+_OPENAI = "https://api.openai.com/v1"
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+class NotCheckedError(Exception):
+    """A step cannot be made here. `error` is what a run makes of it, None where it can go on."""
+
+    def __init__(self, reason: str, error: RiseError | None = None) -> None:
+        super().__init__(reason)
+        self.error = error
+
+
+def look_at_run(config: RunConfig, resume: bool) -> Run:
+    """The run in the run folder, as far as there is one; nothing is created.
+
+    Raises:
+        StoreError: the folder holds another run, has a driver already, or cannot be written.
+        NotCheckedError: the storage cannot be reached from here.
+    """
+    try:
+        run = Run(config, resume, create=False)
+        free = not run.folder.exists(STATE)
+        if not run.finished:
+            refuse_if_driven(run.folder)
+    except UnreachableError as error:
+        raise NotCheckedError(f"`storage`: {error}", error) from error
+    except RiseError:
+        raise
+    except Exception as error:  # a file system that fsspec does not know, or lacks a package for
+        message = f"`storage`: {config.storage}: {type(error).__name__}: {error}"
+        raise NotCheckedError(message, StoreError(f"{message}; correct `storage`")) from error
+    if free and run.folder.is_local:
+        _require_writable(Path(run.folder.path))
+    return run
+
+
+def load_problems(task: Task, split: str) -> list[Problem]:
+    """`task.load(split)`.
+
+    Raises:
+        DataError: the source is missing or malformed.
+        NotCheckedError: it is on the hub, and the hub does not answer.
+    """
+    on_hub = isinstance(task, DatasetTask) and not task.paths and not is_file(task.path)
+    if on_hub:
+        _use_only_the_cache_if_the_hub_is_away()
+    try:
+        return task.load(split)
+    except DataError as error:
+        if on_hub and _is_connection(error):
+            raise NotCheckedError(str(error), error) from error
+        raise
+
+
+def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model whose weights are there too, as far as that can be seen.
+
+    Raises:
+        ModelError: the model, its tokenizer or the template cannot be used.
+        NotCheckedError: the model is on the hub or under a URI that cannot be looked at here.
+    """
+    if "://" in path:
+        _require_model_at(path)
+        raise NotCheckedError(f"{path} is there; it is copied to each node when the run starts")
+    located = locate_model(path)
+    on_hub = not Path(located).is_dir()
+    if on_hub:
+        _use_only_the_cache_if_the_hub_is_away()
+    elif next(Path(located).glob(_WEIGHTS), None) is None:
+        raise ModelError(f"model {path}: the folder holds no weights ({_WEIGHTS})")
+    try:
+        return load_tokenizer(located, chat_template, trust_remote_code)
+    except ModelError as error:
+        if on_hub and _is_connection(error):
+            reason = f"{path} is no folder here, and the hub is not reachable from here"
+            raise NotCheckedError(reason, error) from error
+        raise
+
+
+def check_endpoint(teacher: OpenAITeacher) -> str:
+    """Whether the teacher's key is set and its endpoint takes connections; what was found.
+
+    Raises:
+        TeacherError: the key is not set.
+        NotCheckedError: the endpoint cannot be reached from here.
+    """
+    if not os.environ.get(teacher.api_key_env):
+        raise TeacherError(
+            f"`teacher.api_key_env`: the environment variable {teacher.api_key_env} is not set; "
+            "set it to the endpoint's key"
+        )
+    url = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
+    failure = None if _behind_proxy() else connection_failure(url)
+    if failure is not None:
+        message = f"teacher {teacher.model} at {url}: cannot be reached: {failure}"
+        raise NotCheckedError(
+            f"{message} (from here)",
+            TeacherError(f"{message}; start it, or correct `teacher.base_url`"),
+        )
+    return f"{teacher.model} at {url}; {teacher.api_key_env} is set"
+
+
+def _require_model_at(uri: str) -> None:
+    try:
+        found = Folder(uri).exists("config.json")
+    except Exception as error:  # every file system of fsspec has errors of its own
+        message = f"model {uri}: {type(error).__name__}: {error}"
+        raise NotCheckedError(message, ModelError(message)) from error
+    if not found:
+        raise ModelError(f"model {uri}: there is no config.json: not a Hugging Face model")
+
+
+def _is_connection(error: BaseException) -> bool:
+    """Whether an error comes from a hub that does not answer, not from what it answered."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _use_only_the_cache_if_the_hub_is_away() -> None:
+    """Without this the hub's client tries for a minute. It is told before its first import."""
+    if "HF_HUB_OFFLINE" in os.environ or _behind_proxy():
+        return
+    if connection_failure(os.environ.get("HF_ENDPOINT", _HUB)) is not None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _behind_proxy() -> bool:
+    return any(os.environ.get(name) for name in _PROXIES)
+
+
+def _require_writable(folder: Path) -> None:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        raise StoreError(f"{folder}: cannot be written: {existing} is a file; change `storage`")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{folder}: cannot be written: no permission in {existing}; change `storage`"
+        )

@@ -1,0 +1,265 @@
+"""The command `rise-ray`: run a config, evaluate a model with it, check it, or ask a run's lineage.
+
+rise-ray run jobs/quickstart.yaml
+rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
+rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
+rise-ray check jobs/gsm8k_8b.yaml
+rise-ray lineage runs/quickstart --problem ID
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import rise_ray.config.settings
+from rise_ray import __version__
+from rise_ray.cli.arguments import ArgumentParser
+from rise_ray.cluster.stop import Stopped, handle_signals, stop_signals
+from rise_ray.config.loading import load_config
+from rise_ray.config.settings import RunConfig
+from rise_ray.errors import user_error
+from rise_ray.text import terminal_text
+
+if TYPE_CHECKING:
+    from rise_ray.report.console import Console
+    from rise_ray.run.journal import Run
+
+_RUN = """\
+Run a config: collect, relabel, train, evaluate, report. A run does, in this order:
+
+  warm-start   if configured: fine-tune the model on the task's demonstrations
+  base         evaluate the model on held-out problems, one attempt after another
+  iteration-N  collect: the model answers over several turns, and improved answers are sampled
+               relabel: stored trajectories become weighted examples
+               train:   reward-weighted fine-tuning with DeepSpeed ZeRO-3
+               eval:    the new weights on the same held-out problems
+  control-N    if configured: single-turn rejection sampling at the same budget
+  report       the results with 95% intervals, as a table and as report.html
+
+Everything is in the run folder <storage>/<name>. Ctrl-C, SIGTERM or a crash loses the episodes that
+were under way; --resume does the rest, also with other workers, deadlines, retries or budgets. A
+folder that holds any other run is left as it is. A finished run shows its results again.
+"""
+_EVAL = """\
+Evaluate one model with a config's task and protocol, in a run folder of its own.
+"""
+_CHECK = """\
+Check a config without starting anything: settings, data, model, chat template, prompts, teacher,
+run folder. Then show the run in numbers and the Ray resources that it needs.
+"""
+_LINEAGE = """\
+Show where a training row came from, or what came of a problem, as JSON lines.
+
+--example gives the example's trajectory, turn, candidate and sampling seed, the weights that wrote
+it and their checkpoint, the verifier's version and verdict, the relabel rule, the SHA-256 of the
+run's config, and the text. --problem gives every training row that came from the problem. Nothing
+is changed; what is read is verified.
+"""
+_EPILOG = f"""\
+any setting is overridden as key.sub=value (the value is YAML):
+  rise-ray run jobs/quickstart.yaml seed=1 name=quickstart-1 train.lr=5e-4
+  rise-ray run jobs/gsm8k_8b.yaml storage=s3://bucket/runs ray.autoscaling=true --resume
+  rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
+
+every setting with its meaning and default:
+  {rise_ray.config.settings.__file__}
+
+exit status: 0 done, 1 the run failed, 2 the command or the config is wrong,
+130 stopped by Ctrl-C, 143 stopped by SIGTERM
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status; the epilog of `--help` lists them."""
+    sys.excepthook = _show_traceback
+    threading.excepthook = _show_traceback_of_thread
+    options = _parse(arguments)
+    try:
+        with stop_signals():
+            return int(options.command(options))
+    except Stopped as stopped:
+        _complain(f"{stopped}; the same command with --resume goes on")
+        return stopped.exit_code
+    except Exception as error:
+        ours = user_error(error)
+        if ours is None or options.debug:
+            raise
+        _complain(f"error: {ours}")
+        return ours.exit_code
+
+
+def _complain(message: str) -> None:
+    print(terminal_text(f"rise-ray: {message}"), file=sys.stderr)
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(terminal_text(text), file=sys.stderr, end="")
+
+
+def _show_traceback_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_type is not SystemExit:  # a thread's way to end, to Python too
+        _show_traceback(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _execute(load_config(options.config, options.overrides), options)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    name = options.name or f"eval-{options.model.rstrip('/').rsplit('/', 1)[-1]}"
+    overrides = [
+        *options.overrides,
+        f"name={''.join(c if c.isalnum() or c in '._-' else '-' for c in name)}",
+        "iterations=0",
+        "warm_start=null",
+        "model.scratch=null",
+        "control.enabled=false",
+        f"model.path={json.dumps(options.model)}",
+    ]
+    return _execute(load_config(options.config, overrides), options)
+
+
+def _execute(config: RunConfig, options: argparse.Namespace) -> int:
+    # vLLM and DeepSpeed print banners on import; the run's own lines are the output.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rise_ray.cli.check import preflight
+    from rise_ray.cluster.connection import connected, in_job_copy
+    from rise_ray.report.console import Console
+    from rise_ray.run.driver import execute
+    from rise_ray.run.journal import Run
+    from rise_ray.run.owner import Ownership
+    from rise_ray.run.repair import is_whole, repair
+    from rise_ray.run.stages import Stages
+
+    console = Console()
+    console.show_warnings()
+    run = preflight(config, options.resume)
+    console.line(f"run {config.name} in {run.folder.uri}")
+    if in_job_copy(run.folder.uri):
+        console.step("which Ray deletes: to keep it, give `storage` as an absolute path or a URI")
+    if run.finished and (is_whole(run) or not options.resume):
+        _show(run, console)
+        return 0
+    # The folder is made when Ray is there: what fails before leaves nothing behind.
+    with connected(config, options.debug):
+        handle_signals()  # Ray took SIGTERM over
+        with Ownership(run.folder, console.line):
+            run = Run(config, options.resume)
+            for repaired in repair(run):
+                console.line(repaired)
+            with Stages(run, console) as stages:
+                execute(stages)
+    return 0
+
+
+def _show(run: Run, console: Console) -> None:
+    """The results of a finished run, from its folder alone."""
+    from rise_ray.report.tracking import read_metrics
+    from rise_ray.run.journal import LAST_STAGE, REPORT
+
+    comparisons = run.stages[LAST_STAGE]["comparisons"]
+    console.results(read_metrics(run.folder), comparisons, f"{run.folder.uri}/{REPORT}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from rise_ray.cli.check import check
+
+    return 0 if check(load_config(options.config, options.overrides)) else 1
+
+
+def _lineage(options: argparse.Namespace) -> int:
+    from rise_ray.run.lineage import example_lineage, open_run, problem_lineage
+    from rise_ray.store.files import Folder
+
+    record = open_run(Folder(options.run_folder))
+    if options.example is not None:
+        lines = example_lineage(record, options.example)
+    else:
+        lines = problem_lineage(record, options.problem)
+    for line in lines:
+        print(json.dumps(line))
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "overrides" in options:  # argparse gives up on positional arguments after an option
+        options.overrides += [argument for argument in rest if not argument.startswith("-")]
+        rest = [argument for argument in rest if argument.startswith("-")]
+    parser.refuse(rest)
+    return options
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rise-ray",
+        description="Teach a language model to improve its own answers over turns "
+        "(RISE, arXiv 2407.18219) on Ray, vLLM and DeepSpeed.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rise-ray {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    run = _config_command(commands, "run", _RUN, _run)
+    evaluate = _config_command(commands, "eval", _EVAL, _eval)
+    evaluate.add_argument("--model", required=True, help="folder, URI or hub name")
+    evaluate.add_argument("--name", help="of the run folder (default: eval-<model>)")
+    for command in (run, evaluate):
+        command.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on with an unfinished run of the same config (or start it)",
+        )
+    _config_command(commands, "check", _CHECK, _check)
+    lineage = _command(commands, "lineage", _LINEAGE, _lineage)
+    lineage.add_argument("run_folder", help="a run's folder, <storage>/<name>: path or URI")
+    asked = lineage.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--example", metavar="ID", help="where did this training row come from?")
+    asked.add_argument("--problem", metavar="ID", help="which training rows came from it?")
+    return parser
+
+
+def _config_command(
+    commands: argparse._SubParsersAction[ArgumentParser],
+    name: str,
+    description: str,
+    function: object,
+) -> ArgumentParser:
+    parser = _command(commands, name, description, function)
+    parser.add_argument("config", help="YAML file of settings")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[ArgumentParser],
+    name: str,
+    description: str,
+    function: object,
+) -> ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=description.partition(".")[0].strip().replace("\n", " "),
+        description=description,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="tracebacks and all processes' logs")
+    parser.set_defaults(command=function)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

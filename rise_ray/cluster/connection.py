@@ -1,0 +1,194 @@
+"""The connection to Ray: the job's cluster, a given one, or an instance of this run's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rise_ray.cluster.network import connection_failure
+from rise_ray.config.settings import ModelTeacher, RunConfig, TrainConfig, WorkersConfig
+from rise_ray.errors import ClusterError
+
+# What a sort task of Ray Data asks for, and cannot be told otherwise; the parity reference, too.
+_TASK_CPUS = 1.0
+
+LOOPBACK = "127.0.0.1"
+LOOPBACK_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": LOOPBACK,
+}
+"""What keeps a training's and vLLM's own services on it."""
+
+TRAINER = "training worker"
+
+# Ray warns once there are four processes to each that it starts at a time, by default one per CPU;
+# a run has some twelve, most of which only wait.
+_STARTS_AT_ONCE = 4
+
+
+@contextmanager
+def connected(config: RunConfig, debug: bool) -> Iterator[None]:
+    """Ray for the time of a run. An instance that this starts ends with it.
+
+    Raises:
+        ClusterError: there is no cluster at the address, or it has too little of a resource.
+    """
+    _connect(config, debug)
+    try:
+        if not config.ray.autoscaling:
+            check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def draining_nodes() -> set[str]:
+    """Ids of nodes that are about to be taken away: a spot node's notice, or a scale-down."""
+    from ray._private.state import state  # there is no public way; Ray Data and Train use this one
+
+    return set(state.get_draining_nodes())
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Scheduling beside the caller, for what uses its disk or is to end with its node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def in_job_copy(path: str) -> bool:
+    """Whether a path is in the copy of a job's working directory that Ray deletes in the end."""
+    return "working_dir_files" in Path(path).parts
+
+
+def required_resources(config: RunConfig) -> dict[str, float]:
+    """What a run needs at the same time at least, as Ray resources.
+
+    Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers;
+    trainings do only where workers are not released.
+    """
+    workers: dict[str, float] = {}
+    train: dict[str, float] = {}
+    for who, each, count in _workers(config):
+        for name, amount in each.items():
+            if who == TRAINER:  # trainings come one after another
+                train[name] = max(train.get(name, 0.0), amount * count)
+            else:
+                workers[name] = workers.get(name, 0.0) + amount * count
+    needed: dict[str, float] = {}
+    for name in {*workers, *train}:
+        rolling = workers.get(name, 0.0)
+        staying = 0.0 if config.rollout.release_during_training else rolling
+        task = _TASK_CPUS if name == "CPU" else 0.0
+        needed[name] = max(rolling + task, staying + train.get(name, 0.0))
+    needed["CPU"] += config.verify.actors * config.verify.num_cpus
+    return {name: round(amount, 3) for name, amount in sorted(needed.items()) if amount}
+
+
+def check_resources(config: RunConfig) -> None:
+    """Compare what a run needs with what the cluster has, in all and on one node.
+
+    Raises:
+        ClusterError: naming each resource that is too small.
+    """
+    has = ray.cluster_resources()
+    short = [
+        f"{amount:g} {name} needed, {has.get(name, 0.0):g} there"
+        for name, amount in required_resources(config).items()
+        if amount > has.get(name, 0.0)
+    ]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    short += [
+        f"no node has the {_amounts(each)} of one {who}"
+        for who, each, _ in _workers(config)
+        if not any(all(node.get(n, 0.0) >= a for n, a in each.items()) for node in nodes)
+    ]
+    if short:
+        raise ClusterError(
+            f"the Ray cluster is too small for this config: {'; '.join(short)}; lower `num_cpus`, "
+            "`num_gpus` or the numbers of workers, or set `ray.autoscaling: true` if nodes join "
+            "on demand"
+        )
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
+
+
+def _connect(config: RunConfig, debug: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not debug:
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read when ray.data is first used
+    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    level = "INFO" if debug else "ERROR"
+    if address == "local":
+        _start_local(config, debug, level)
+        return
+    try:
+        _require_listener(address)
+        ray.init(address=address, log_to_driver=debug, logging_level=level)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray cluster at `{address}` ({str(error).strip().splitlines()[0]}); start one "
+            "with `ray start --head`, or set `ray.address: local`"
+        ) from error
+
+
+def _start_local(config: RunConfig, debug: bool, level: str) -> None:
+    """A Ray of this run's own, that only this machine can reach."""
+    from ray._private import ray_constants
+
+    # What makes Ray take 127.0.0.1 as its node's address and bind every service to it; on Linux
+    # it would take the address of the network instead, also where it is told 127.0.0.1.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    for variable, value in LOOPBACK_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    store = config.ray.object_store_mib
+    starts_at_once = max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus,
+            object_store_memory=store * 2**20 if store else None,
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+            _system_config={"worker_maximum_startup_concurrency": starts_at_once},
+            log_to_driver=debug,
+            logging_level=level,
+        )
+    except Exception as error:  # Ray raises a bare Exception when its processes are not up in time
+        raise ClusterError(
+            f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is the "
+            "machine overloaded, or out of memory or disk?"
+        ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries an address that nothing answers at for many minutes."""
+    if address == "auto":
+        return
+    failure = connection_failure(address if "://" in address else f"ray-gcs://{address}")
+    if failure is not None:
+        raise ConnectionError(failure)
+
+
+def _workers(config: RunConfig) -> Iterator[tuple[str, dict[str, float], int]]:
+    """Every kind of worker that a run starts: what it is, the resources of one, how many."""
+    pools = {"rollout worker": config.rollout.workers}
+    if isinstance(config.teacher, ModelTeacher):
+        pools["teacher worker"] = config.teacher.workers
+    for who, pool in pools.items():
+        yield who, _resources(pool), pool.min_workers
+    if config.iterations:
+        yield TRAINER, _resources(config.train), config.train.workers
+    if config.warm_start:
+        yield TRAINER, _resources(config.warm_start.train), config.warm_start.train.workers
+
+
+def _resources(one: WorkersConfig | TrainConfig) -> dict[str, float]:
+    return {"CPU": one.num_cpus, "GPU": one.num_gpus, **one.resources}

@@ -1,0 +1,1 @@
+"""What is said between turns, and who answers better: teachers."""

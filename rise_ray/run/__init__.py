@@ -1,0 +1,1 @@
+"""One run: its stages, what each phase rolls, its actors, its journal."""

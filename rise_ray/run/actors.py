@@ -1,0 +1,173 @@
+"""The actors of a run: verifiers, rollout workers, a teacher. Each starts when it is first used.
+
+A resumed run that only lacks its report starts none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+from rise_ray.config.settings import ModelConfig, ModelTeacher, WorkersConfig
+from rise_ray.config.settings import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.feedback.teacher import Spending, Student, Teacher, make_teacher
+from rise_ray.mdp import Trajectory, WeightVersion, derive_seed
+from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
+from rise_ray.report.console import Console
+from rise_ray.rollout.chat import ChatFormat, load_chat
+from rise_ray.rollout.episode import EpisodeSpec
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.run.journal import Run
+from rise_ray.store.files import Folder
+from rise_ray.sync.parity import PARITY_FILE, reference_in_task
+from rise_ray.tasks.base import Task
+from rise_ray.verify.actor import VerifierHandle, start_verifiers
+
+Probe = Callable[[ChatFormat], tuple[tuple[int, ...], ...]]
+Roll = Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]]
+
+
+class Actors:
+    """Started, synced and stopped for the stages of one run.
+
+    Args:
+        probe: the parity probe's sequences, in a model's tokens.
+    """
+
+    def __init__(self, run: Run, console: Console, task: Task, probe: Probe) -> None:
+        self._config = run.config
+        self._run = run
+        self._console = console
+        self._task = task
+        self._probe = probe
+        self._pool: RolloutPool | None = None
+        self._teacher_pool: RolloutPool | None = None
+        self._teacher: Teacher | None = None
+
+    def stop(self) -> None:
+        """Stop all of them."""
+        self.release_workers()
+        for verifier in self.__dict__.get("_verifiers", ()):
+            verifier.stop()
+
+    def release_workers(self) -> None:
+        """Give all workers' CPUs or GPUs to a training; the next roll starts them anew."""
+        for pool in self._pools():
+            pool.release()
+
+    def make_room(self) -> None:
+        """Give back what the pools took beyond `min_workers`: a task of the run needs a CPU."""
+        for pool in self._pools():
+            pool.shrink()
+
+    def roller(self, weights: WeightVersion, student: ChatFormat | None) -> Roll:
+        """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
+
+        def roll(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
+            pool = self._pool_with(weights)
+            self._console.rolling()
+            trajectories = pool.roll(specs, total, errors)
+            if student is None or self._config.teacher.kind == "none":
+                return trajectories
+            return self._teacher_of(student).improve(trajectories)
+
+        return roll
+
+    def counters(self) -> dict[str, int]:
+        """What was lost and spent so far: a stage's share is the difference after it."""
+        pools = self._pools()
+        counters = {
+            "lost_workers": sum(pool.lost_workers for pool in pools),
+            "requeued_episodes": sum(pool.requeued for pool in pools),
+        }
+        if isinstance(self._config.teacher, OpenAITeacherConfig):
+            counters["teacher_tokens"] = self._run.teacher_tokens
+        return counters
+
+    def _pools(self) -> list[RolloutPool]:
+        return [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
+
+    def _pool_with(self, weights: WeightVersion) -> RolloutPool:
+        """The pool, started or synced to `weights`."""
+        config = self._config
+        if self._pool is None:
+            self._pool = RolloutPool(
+                weights,
+                config.model,
+                config.rollout.workers,
+                config.sync,
+                self._verifiers,
+                derive_seed(config.seed, "engine"),
+            )
+            self._console.step("starting rollout workers")
+            self._pool.wait_ready()
+        elif self._pool.version != weights:
+            started = time.monotonic()
+            self._pool.sync(weights)
+            seconds = time.monotonic() - started
+            self._console.step(f"synced weights, parity checked ({seconds:.1f} s)")
+        return self._pool
+
+    def _teacher_of(self, chat: ChatFormat) -> Teacher:
+        """The run's teacher; the student's tokens are the same in all iterations."""
+        config = self._config
+        if self._teacher is None:
+            if isinstance(config.teacher, ModelTeacher):
+                self._teacher_pool = self._start_teacher_pool(config.teacher)
+            student = Student(self._task, chat, self._verifiers)
+            spending = Spending(self._run.teacher_tokens, self._run.record_teacher_tokens)
+            self._teacher = make_teacher(
+                student, config.teacher, self._teacher_pool, config.seed, spending
+            )
+        elif self._teacher_pool is not None:
+            self._teacher_pool.wait_ready()  # as long as the rollouts have not taken all room
+        return self._teacher
+
+    def _start_teacher_pool(self, teacher: ModelTeacher) -> RolloutPool:
+        model = ModelConfig(
+            path=teacher.path,
+            max_model_len=teacher.max_model_len,
+            trust_remote_code=self._config.model.trust_remote_code,
+        )
+        self.make_room()  # an evaluation before may have left the workers at their most
+        parity = self._run.folder / "teacher"
+        deadline_s = self._config.ray.task_deadline_s
+        pool = RolloutPool(
+            given_model(model, teacher.workers, parity, self._probe, deadline_s),
+            model,
+            teacher.workers,
+            self._config.sync,
+            self._verifiers,
+            derive_seed(self._config.seed, "teacher"),
+            label="teacher",
+        )
+        self._console.step("starting teacher workers")
+        pool.wait_ready()
+        return pool
+
+    @cached_property
+    def _verifiers(self) -> list[VerifierHandle]:
+        return start_verifiers(self._config.task, self._config.verify)
+
+
+def given_model(
+    model: ModelConfig, workers: WorkersConfig, parity: Folder, probe: Probe, deadline_s: float
+) -> WeightVersion:
+    """A model that was not trained here, as version 0, for such workers.
+
+    Its probe reference is made once, by plain Hugging Face, and kept in `parity`.
+
+    Raises:
+        ClusterError: that took longer than `deadline_s`.
+    """
+    assert model.path is not None
+    checkpoint = shared_model(model.path)
+    if not parity.exists(PARITY_FILE):
+        sequences = probe(load_chat(locate_tokenizer(checkpoint), model, checkpoint))
+        dtype = resolve_dtype(model.dtype, workers.num_gpus)
+        reference = reference_in_task(
+            checkpoint, sequences, dtype, model.trust_remote_code, deadline_s
+        )
+        reference.save(parity)
+    return WeightVersion(0, checkpoint, parity.uri)

@@ -1,0 +1,201 @@
+"""A run's folder and its journal: what is done, with its result, so that a stopped run goes on.
+
+runs/<name>/
+  config.yaml                 the resolved config; its SHA-256 is in the journal
+  state.json                  the journal: finished stages and their results
+  owner.json                  the driver that works on it now (rise_ray.run.owner)
+  metrics.jsonl               every measurement (rise_ray.report.tracking)
+  trajectories/  examples/    what was rolled and what it was relabeled to
+  checkpoints/iteration=N/    Hugging Face folders (0: the warm start)
+  report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rise_ray import __version__
+from rise_ray.config.loading import differences, dump_config, dump_decisive, may_change
+from rise_ray.config.settings import RunConfig
+from rise_ray.errors import StoreError
+from rise_ray.run.owner import OWNER
+from rise_ray.store.files import Folder
+from rise_ray.store.parquet import sha256
+from rise_ray.store.trajectories import TrajectoryStore
+
+SCHEMA_VERSION = "3"
+CONFIG, STATE, REPORT = "config.yaml", "state.json", "report.html"
+LAST_STAGE = "run/report"
+_JOURNAL = {"stages": dict, "config_sha256": str, "decisive_sha256": str, "teacher_tokens": int}
+
+
+class Run:
+    """An opened run folder.
+
+    Args:
+        config: resolved.
+        resume: go on with an unfinished run of the same config; settings that may change
+            (`rise_ray.config.loading.MAY_CHANGE`) need not be the same.
+        create: make the folder if it is free; False only looks.
+
+    Raises:
+        StoreError: the folder holds another run, or an unfinished one and `resume` is off.
+    """
+
+    def __init__(self, config: RunConfig, resume: bool, create: bool = True) -> None:
+        self.config = config
+        self.folder = run_folder(config)
+        self.trajectories = TrajectoryStore(self.folder / "trajectories")
+        self._dump = dump_config(config)
+        self._decisive = config_sha256(dump_decisive(config))
+        self._stages: dict[str, dict[str, Any]] = {}
+        self._teacher_tokens = 0
+        self._journaled_sha256 = ""
+        if self.folder.exists(STATE):
+            self._reopen(resume)
+        elif self._has_foreign_files():
+            raise StoreError(
+                f"{self.folder.uri}: holds files but no run ({STATE} is missing); nothing was "
+                "changed; choose another `name` or `storage`"
+            )
+        elif create:
+            self.write_config()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return LAST_STAGE in self._stages
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Finished stages by key, with their results, in the order they finished."""
+        return dict(self._stages)
+
+    def stage(self, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of stage `key`: from the journal, else of `work()`, which is journaled.
+
+        Results are JSON: what a later stage needs to know, never data.
+        """
+        if key not in self._stages:
+            result = work()
+            self._stages[key] = result
+            self._save()
+        return self._stages[key]
+
+    def config_is_whole(self) -> bool:
+        """Whether `config.yaml` is there and says what the run does."""
+        return self.folder.exists(CONFIG) and self.folder.read(CONFIG) == self._dump.encode()
+
+    def changed_settings(self) -> list[tuple[str, Any, Any]] | None:
+        """Settings that are not what they were: dotted key, value then, value now.
+
+        None: nothing says what they were, since `config.yaml` is lost or was changed by hand.
+        """
+        if not self.folder.exists(CONFIG):
+            return None
+        saved = self.folder.read(CONFIG)
+        if sha256(saved) != self._journaled_sha256:
+            return None
+        return differences(saved.decode(), self.config)
+
+    def write_config(self) -> None:
+        """Write `config.yaml`, and its SHA-256 into the journal."""
+        self.folder.write(CONFIG, self._dump.encode())
+        self._save()
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens of a teacher's endpoint that this run has used, also in unfinished stages."""
+        return self._teacher_tokens
+
+    def record_teacher_tokens(self, tokens: int) -> None:
+        """Journal how many tokens of a teacher's endpoint the whole run has used by now."""
+        if tokens != self._teacher_tokens:
+            self._teacher_tokens = tokens
+            self._save()
+
+    def forget(self, key: str) -> None:
+        """Have stage `key` done again: what it made is lost."""
+        del self._stages[key]
+        self._save()
+
+    def _save(self) -> None:
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "rise_ray": __version__,
+            "run": self.config.name,
+            "config_sha256": config_sha256(self._dump),
+            "decisive_sha256": self._decisive,
+            "teacher_tokens": self._teacher_tokens,
+            "stages": self._stages,
+        }
+        self.folder.write(STATE, json.dumps(state, indent=1).encode())
+
+    def _has_foreign_files(self) -> bool:
+        """Whether a folder without a journal holds more than a run that was stopped at birth."""
+        names = [name for name in self.folder.names() if name != OWNER]
+        return bool(self.folder.folders()) or (
+            bool(names) and (names != [CONFIG] or not self.config_is_whole())
+        )
+
+    def _reopen(self, resume: bool) -> None:
+        state = read_journal(self.folder)
+        self._journaled_sha256 = state["config_sha256"]
+        if state["decisive_sha256"] != self._decisive:
+            raise StoreError(
+                f"{self.folder.uri}: holds another run ({self._first_difference()}); nothing was "
+                "changed; choose another `name`"
+            )
+        self._stages = state["stages"]
+        self._teacher_tokens = state["teacher_tokens"]
+        if not self.finished and not resume:
+            raise StoreError(
+                f"{self.folder.uri}: holds an unfinished run of this config; go on with --resume, "
+                "or choose another `name`"
+            )
+
+    def _first_difference(self) -> str:
+        for key, there, here in self.changed_settings() or ():
+            if not may_change(key):
+                return f"`{key}` is {there!r} there and {here!r} here"
+        return f"its {CONFIG}, which would say more, is lost or was changed"
+
+
+def read_journal(folder: Folder) -> dict[str, Any]:
+    """A run folder's journal: `stages` with their results, `config_sha256`, and the rest.
+
+    Raises:
+        StoreError: it is missing, damaged or of another schema version.
+    """
+    where = f"{folder.uri}/{STATE}"
+    remedy = "restore it from a copy, or start again under another `name`"
+    try:
+        state = json.loads(folder.read(STATE))
+    except ValueError as error:
+        raise StoreError(f"{where}: damaged journal: {error}; {remedy}") from error
+    version = state.get("schema_version") if isinstance(state, dict) else None
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{where}: a journal of schema version {version}; this rise-ray reads version "
+            f"{SCHEMA_VERSION}"
+        )
+    for key, kind in _JOURNAL.items():
+        if not isinstance(state.get(key), kind):
+            raise StoreError(f"{where}: damaged journal: it has no {key}; {remedy}")
+    return dict(state)
+
+
+def config_sha256(dump: str) -> str:
+    """The digest of a dumped config, which the journal and every lineage carry."""
+    return sha256(dump.encode())
+
+
+def run_folder(config: RunConfig) -> Folder:
+    """Where a run lives. Local folders are made absolute: actors have other working folders."""
+    storage = config.storage
+    if "://" not in storage:
+        storage = str(Path(storage).expanduser().resolve())
+    return Folder(storage) / config.name

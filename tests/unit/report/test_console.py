@@ -1,0 +1,80 @@
+"""The terminal: plain lines, progress no more often than readable, nothing read as markup."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rise_ray.report.console import Console
+from rise_ray.rollout.collect import Tally
+from tests.unit.report import run
+
+
+class Clock:
+    """A monotonic clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("rise_ray.report.console.time.monotonic", clock)
+    return clock
+
+
+def test_lines_carry_the_time_since_the_start(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console()
+    clock.now += 125
+    console.begin("iteration-1", "collect")
+    console.end(33.4)
+    assert capsys.readouterr().out == "  2:05  iteration-1: collect\n  2:05    done in 33 s\n"
+
+
+def test_text_is_shown_as_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    text = "lost [bold]worker[/bold] 7 " + "x" * 200
+    console.line(text)
+    assert capsys.readouterr().out == f"  0:00  {text}\n"
+
+
+def test_progress_comes_every_few_seconds_and_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console()
+    console.rolling()
+    tally = Tally()
+    for done, seconds, tokens in ((1, 1, 10), (2, 1, 20), (50, 5, 7000), (100, 1, 8000)):
+        clock.now += seconds
+        tally.tokens = tokens
+        console.rolled(done, 100, tally)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == [
+        "1 of 100 episodes, 10 tokens/s",
+        "50 of 100 episodes, 1,000 tokens/s",
+        "100 of 100 episodes, 1,000 tokens/s",
+    ]
+
+
+def test_scores_are_in_percent_and_results_name_the_report(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluated = run.results()
+    records = [r for r in run.records(evaluated) if r["phase"] == "eval"]
+    console = Console()
+    console.scores(records[0])
+    scores = capsys.readouterr().out
+    value = 100 * records[0]["metrics"]["m1@t5"]["value"]
+    assert f"m1@t5 {value:.1f}" in scores
+    assert not re.search(r"nan|None", scores)
+    console.results(records, run.comparisons(evaluated), "runs/demo/report.html")
+    shown = capsys.readouterr().out
+    assert shown.endswith("Report: runs/demo/report.html\n")
+    assert all(model in shown for model in run.MODELS)

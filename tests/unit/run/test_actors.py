@@ -1,0 +1,58 @@
+"""Who gives room to whom: pools, tasks of the run, trainings."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rise_ray.config.loading import parse_config
+from rise_ray.run.actors import Actors
+
+TEXT = """
+name: a
+task: {name: countdown}
+model: {path: m, max_model_len: 64}
+"""
+
+
+class _Pool:
+    """Writes down what is asked of it."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self._name = name
+        self._calls = calls
+
+    def release(self) -> None:
+        self._calls.append(f"release {self._name}")
+
+    def shrink(self) -> None:
+        self._calls.append(f"shrink {self._name}")
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def actors(calls: list[str]) -> Actors:
+    nothing: Any = None
+    run: Any = SimpleNamespace(config=parse_config(TEXT, [], source="test"))
+    pools: list[Any] = [_Pool("rollout", calls), _Pool("teacher", calls)]
+    actors = Actors(run, nothing, nothing, nothing)
+    actors._pool, actors._teacher_pool = pools
+    return actors
+
+
+def test_a_training_gets_the_room_of_all_workers(actors: Actors, calls: list[str]) -> None:
+    actors.release_workers()
+    assert calls == ["release rollout", "release teacher"]
+
+
+def test_a_task_gets_what_the_workers_took_beyond_their_least(
+    actors: Actors, calls: list[str]
+) -> None:
+    actors.make_room()
+    assert calls == ["shrink rollout", "shrink teacher"]

@@ -1,0 +1,172 @@
+"""A run's journal: stages run once, resume is asked for, and no other run is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rise_ray.config.loading import parse_config
+from rise_ray.config.settings import RunConfig
+from rise_ray.errors import StoreError
+from rise_ray.run.journal import CONFIG, STATE, Run, run_folder
+from rise_ray.store.files import Folder
+
+
+def _config(tmp_path: Path, *overrides: str) -> RunConfig:
+    text = f"{{name: demo, storage: {tmp_path}, task: {{name: countdown}}, model: {{path: m}}}}"
+    return parse_config(text, list(overrides), source="test")
+
+
+def _never() -> dict[str, Any]:
+    raise AssertionError("this stage is done")
+
+
+def _content(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read(name) for name in folder.names()}
+
+
+def test_a_fresh_run_saves_its_config_and_an_empty_journal(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    assert (tmp_path / "demo" / CONFIG).read_text().startswith("schema_version: '1'\nname: demo")
+    assert (run.stages, run.finished) == ({}, False)
+
+
+def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    assert run.stage("collect-1", lambda: {"episodes": 3}) == {"episodes": 3}
+    assert run.stage("collect-1", _never) == {"episodes": 3}
+    resumed = Run(_config(tmp_path), resume=True)
+    assert resumed.stage("collect-1", _never) == {"episodes": 3}
+    assert resumed.stage("train-1", lambda: {"loss": 0.5}) == {"loss": 0.5}
+    assert list(Run(_config(tmp_path), resume=True).stages) == ["collect-1", "train-1"]
+
+
+def test_a_stage_that_failed_is_done_again(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    with pytest.raises(ZeroDivisionError):
+        run.stage("train-1", lambda: {"loss": 1 / 0})
+    assert Run(_config(tmp_path), resume=True).stage("train-1", lambda: {"ok": 1}) == {"ok": 1}
+
+
+def test_an_unfinished_run_goes_on_only_where_asked(tmp_path: Path) -> None:
+    Run(_config(tmp_path), resume=False).stage("collect-1", dict)
+    with pytest.raises(StoreError, match="unfinished run of this config; go on with --resume"):
+        Run(_config(tmp_path), resume=False)
+
+
+def test_a_finished_run_opens_either_way(tmp_path: Path) -> None:
+    Run(_config(tmp_path), resume=False).stage("run/report", dict)
+    assert Run(_config(tmp_path), resume=False).finished
+    assert Run(_config(tmp_path), resume=True).finished
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_config_is_refused_and_changes_nothing(tmp_path: Path, resume: bool) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    before = _content(run.folder)
+    with pytest.raises(StoreError, match=r"another run \(`seed` is 0 there and 1 here\)"):
+        Run(_config(tmp_path, "seed=1"), resume=resume)
+    assert _content(run.folder) == before
+
+
+def test_settings_that_only_say_how_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.stage("collect-1", dict)
+    before = _content(run.folder)
+    faster = (
+        *("rollout.workers.max_workers=4", "rollout.workers.vllm={max_num_seqs: 8}"),
+        *("ray.num_cpus=8", "wandb={project: p}"),
+    )
+    resumed = Run(_config(tmp_path, *faster), resume=True)
+    assert list(resumed.stages) == ["collect-1"]
+    assert _content(run.folder) == before
+    changed = resumed.changed_settings()
+    assert changed is not None
+    assert ("rollout.workers.max_workers", 1, 4) in changed
+    assert {key.partition(".")[0] for key, _, _ in changed} == {"rollout", "ray", "wandb"}
+    with pytest.raises(StoreError, match=r"another run \(`train.lr` is 1e-05 there and 0.5 here\)"):
+        Run(_config(tmp_path, *faster, "train.lr=0.5"), resume=True)
+
+
+def test_what_a_teacher_cost_is_kept_also_of_stages_that_are_not_done(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.record_teacher_tokens(7)
+    assert Run(_config(tmp_path), resume=True).teacher_tokens == 7
+
+
+def test_the_journal_and_not_the_config_file_says_whose_the_run_is(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    state = json.loads(run.folder.read(STATE))
+    assert state["config_sha256"] == hashlib.sha256(run.folder.read(CONFIG)).hexdigest()
+    for damage in (b"", b"\xff\xfe", run.folder.read(CONFIG) + b"more: 1\n"):
+        run.folder.write(CONFIG, damage)
+        assert Run(_config(tmp_path), resume=True).stages == {}
+        with pytest.raises(StoreError, match="holds another run"):
+            Run(_config(tmp_path, "seed=1"), resume=True)
+
+
+def test_a_forgotten_stage_is_done_again(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.stage("collect-1", lambda: {"episodes": 3})
+    run.forget("collect-1")
+    assert Run(_config(tmp_path), resume=True).stages == {}
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "demo"))
+    folder.write("thesis.tex", b"years of work")
+    with pytest.raises(StoreError, match="holds files but no run"):
+        Run(_config(tmp_path), resume=True)
+    assert _content(folder) == {"thesis.tex": b"years of work"}
+
+
+def test_a_run_that_was_killed_at_birth_starts(tmp_path: Path) -> None:
+    # Between its two first writes there is a config and no journal.
+    run = Run(_config(tmp_path), resume=False)
+    run.folder.remove(STATE)
+    assert Run(_config(tmp_path), resume=False).stages == {}
+    run.folder.remove(STATE)
+    with pytest.raises(StoreError, match="holds files but no run"):
+        Run(_config(tmp_path, "seed=1"), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("journal", "message"),
+    [
+        (b"{", "damaged journal"),
+        (b"\xff\xfe\x00", "damaged journal"),
+        (b"[]", "schema version None"),
+        (b'{"schema_version": "0", "stages": {}}', "schema version 0"),
+        (b'{"schema_version": "3"}', "damaged journal: it has no stages"),
+        (b'{"schema_version": "3", "stages": {}}', "damaged journal: it has no config_sha256"),
+    ],
+)
+def test_a_damaged_journal_is_an_error_that_names_it(
+    tmp_path: Path, journal: bytes, message: str
+) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.folder.write(STATE, journal)
+    with pytest.raises(StoreError, match=f"state.json: .*{message}"):
+        Run(_config(tmp_path), resume=True)
+    assert run.folder.read(STATE) == journal
+
+
+def test_the_journal_is_plain_json(tmp_path: Path) -> None:
+    Run(_config(tmp_path), resume=False).stage("collect-1", lambda: {"episodes": 3})
+    state = json.loads((tmp_path / "demo" / STATE).read_text())
+    assert (state["run"], state["stages"]) == ("demo", {"collect-1": {"episodes": 3}})
+
+
+def test_storage_is_a_uri_or_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert run_folder(_config(Path("runs"))).uri == f"{tmp_path}/runs/demo"
+    assert run_folder(_config(Path("~/runs"))).uri == "/home/somebody/runs/demo"
+    remote = _config(tmp_path, "storage=s3://bucket/runs")
+    assert run_folder(remote).uri == "s3://bucket/runs/demo"
