@@ -50,15 +50,30 @@ class StopReason(StrEnum):
     """The episode failed (`Trajectory.error` says how); its rows never become training data."""
 
 
-class Phase(StrEnum):
-    """What a trajectory was rolled out for."""
+MAIN_TRACK = "iteration"
+"""The line of weights of a run's own recipe; `iteration-0` is the base."""
 
-    COLLECT = "collect"
-    EVAL = "eval"
-    CONTROL = "control"
-    """Single-turn samples of the control (rejection-sampling fine-tuning)."""
-    CONTROL_EVAL = "control_eval"
-    """The evaluation of a model that the control trained."""
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A phase of a track in an iteration: what trajectories were rolled out for.
+
+    Written `<track>-<iteration>/<phase>`, which is also the stage's key in the run's journal. A
+    track is a named line of weights (`iteration` is the run's own, a control has another); what a
+    track rolls in an iteration is declared by its recipe.
+    """
+
+    track: str
+    iteration: int
+    phase: str
+
+    @property
+    def stage(self) -> str:
+        """`<track>-<iteration>`."""
+        return f"{self.track}-{self.iteration}"
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.phase}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +159,7 @@ class Trajectory:
 
     id: str
     run: str
-    iteration: int
-    phase: Phase
+    place: Place
     problem: Problem
     sample: int
     prompt_ids: tuple[int, ...]
@@ -217,9 +231,9 @@ def state_at(
     return State(tuple(segments))
 
 
-def trajectory_id(run: str, iteration: int, phase: Phase, problem_id: str, sample: int) -> str:
+def trajectory_id(run: str, place: Place, problem_id: str, sample: int) -> str:
     """The id of an episode: fixed before it runs, so that writing it twice writes it once."""
-    return f"{run}/iteration={iteration}/{phase.value}/{problem_id}/{sample}"
+    return f"{run}/{place.track}={place.iteration}/{place.phase}/{problem_id}/{sample}"
 
 
 def derive_seed(*parts: object) -> int:
@@ -251,7 +265,7 @@ class Provenance:
     rule: str
     trajectory_id: str
     problem_id: str
-    iteration: int
+    place: Place
     turn: int
     candidate: int
     reward: float | None

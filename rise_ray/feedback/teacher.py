@@ -16,16 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rise_ray.config.secrets import redact
-from rise_ray.config.settings import ModelTeacher as ModelTeacherConfig
-from rise_ray.config.settings import NoTeacher, TeacherConfig
-from rise_ray.config.settings import OpenAITeacher as OpenAITeacherConfig
-from rise_ray.config.settings import ReferenceTeacher as ReferenceTeacherConfig
+from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
+from rise_ray.config.teacher import NoTeacher, TeacherConfig
+from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.config.teacher import ReferenceTeacher as ReferenceTeacherConfig
 from rise_ray.errors import DataError, TeacherError
 from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Message,
-    Phase,
     StopReason,
     Trajectory,
     Verdict,
@@ -181,14 +180,14 @@ class ModelTeacher:
     def _spec(self, trajectory: Trajectory, turn: int) -> EpisodeSpec:
         plan = EpisodePlan(
             run=f"{trajectory.id}/turn={turn}",
-            iteration=trajectory.iteration,
-            phase=Phase.COLLECT,
+            place=trajectory.place,
             seed=self._seed,
             turns=1,
             window=None,
             stop_on_success=False,
             candidates=0,
             first_state_only=True,
+            last_feedback=False,
             sampling=self._config.sampling,
             max_model_len=self._config.max_model_len,
         )

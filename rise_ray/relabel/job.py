@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from rise_ray.config.settings import RelabelConfig
 from rise_ray.errors import TrainError, user_error
-from rise_ray.mdp import Phase, derive_seed
+from rise_ray.mdp import Place, derive_seed
 from rise_ray.relabel.examples import Relabeled, relabel_all
+from rise_ray.relabel.rule import Rule, RuleContext
 from rise_ray.store.examples import (
     EXAMPLE_SCHEMA,
     EXAMPLES_PER_PART,
@@ -63,22 +63,23 @@ class RelabelResult:
 
 def write_relabeled(
     store: TrajectoryStore,
-    phases: Sequence[tuple[int, Phase, str]],
-    config: RelabelConfig,
+    sealed: Mapping[Place, str],
+    rule: Rule,
     max_tokens: int,
     seed: int,
     output: Folder,
 ) -> RelabelResult:
-    """Relabel the stored trajectories of `phases` into the examples folder `output`.
+    """Relabel the stored trajectories of some places into the examples folder `output`.
 
     The result depends on the trajectories, the rule and the seed only: not on their parts, the
     cluster, or an earlier try.
 
     Args:
-        store, phases: what to read, as (iteration, phase, the digest that sealed it).
-        config: the rule.
+        store: what to read from.
+        sealed: what to read: places, each with the digest that sealed it.
+        rule: which responses become examples.
         max_tokens: longest example.
-        seed: of the examples' order and of the control's draws.
+        seed: of the examples' order and of the rule's draws.
         output: an examples folder; replaced.
 
     At least one whole CPU has to be free: without it Ray Data waits for ever.
@@ -88,9 +89,9 @@ def write_relabeled(
         StoreError: a part is damaged, or was lost, added or replaced since its phase was sealed.
     """
     parts = [
-        {"folder": store.phase(iteration, phase).uri, "name": name}
-        for iteration, phase, sealed in phases
-        for name in store.parts(iteration, phase, sealed)
+        {"folder": store.folder_of(place).uri, "name": name}
+        for place, digest in sealed.items()
+        for name in store.parts(place, digest)
     ]
     if not parts:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
@@ -101,7 +102,7 @@ def write_relabeled(
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map_batches(
             _relabel_part,
-            fn_kwargs={"config": config, "max_tokens": max_tokens, "seed": seed},
+            fn_kwargs={"rule": rule, "max_tokens": max_tokens, "seed": seed},
             batch_size=1,
             batch_format="numpy",
             num_cpus=_TASK_CPUS,
@@ -121,13 +122,13 @@ def _boundaries(partitions: int) -> list[int]:
 
 
 def _relabel_part(
-    part: dict[str, Any], config: RelabelConfig, max_tokens: int, seed: int
+    part: dict[str, Any], rule: Rule, max_tokens: int, seed: int
 ) -> Iterator[pa.Table]:
     """The rows of one part, which is verified by the task that reads it."""
     table = read_part(Folder(str(part["folder"][0])), str(part["name"][0]))
     for batch in table.to_batches(_ROWS_AT_ONCE):
         trajectories = map(trajectory_from_row, batch.to_pylist())
-        yield _rows(relabel_all(trajectories, config, max_tokens, seed), seed)
+        yield _rows(relabel_all(trajectories, rule, max_tokens, RuleContext(seed)), seed)
 
 
 def _rows(result: Relabeled, seed: int) -> pa.Table:

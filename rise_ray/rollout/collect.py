@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rise_ray.errors import DataError, RolloutError
-from rise_ray.mdp import Attempt, FinishReason, Outcome, Phase, Problem, StopReason, Trajectory
+from rise_ray.mdp import Attempt, FinishReason, Outcome, Place, Problem, StopReason, Trajectory
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.store.commit import Committer
@@ -28,6 +28,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
+    first_responses: int = 0
+    first_tokens: int = 0
     right: Counter[int] = field(default_factory=Counter)
     judged: Counter[int] = field(default_factory=Counter)
 
@@ -42,6 +44,8 @@ class Tally:
                 self.right[number] += outcome is Outcome.CORRECT
             for response in (turn.attempt, *turn.candidates):
                 self._add_response(response)
+                self.first_responses += number == 1
+                self.first_tokens += len(response.token_ids) if number == 1 else 0
 
     def _add_response(self, response: Attempt) -> None:
         self.outcomes[response.verdict.outcome.value] += 1
@@ -58,6 +62,8 @@ class Tally:
             "verdict_errors": self.outcomes[Outcome.ERROR.value],
             "truncated": self.truncated,
             "tokens": self.tokens,
+            "first_responses": self.first_responses,
+            "first_tokens": self.first_tokens,
             "outcomes": dict(self.outcomes),
             "stop_reasons": dict(self.stop_reasons),
             "accuracy": {f"acc@t{n}": self.right[n] / self.judged[n] for n in sorted(self.judged)},
@@ -91,8 +97,7 @@ def roll_phase(
     roll: Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]],
     specs: Sequence[EpisodeSpec],
     store: TrajectoryStore,
-    iteration: int,
-    phase: Phase,
+    place: Place,
     max_verdict_error_share: float,
     progress: Callable[[int, int, Tally], None],
 ) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def roll_phase(
         roll: runs specs, of so many in the phase, so many of which ended as `error` before;
             `RolloutPool.roll`, with a teacher behind it or not.
         specs: of the whole phase.
-        store, iteration, phase: where the trajectories go.
+        store, place: where the trajectories go.
         max_verdict_error_share: of all verdicts; more stop the phase.
         progress: called with (episodes done, of all, counts of this call's).
 
@@ -115,22 +120,22 @@ def roll_phase(
         RolloutError: too many checks failed, or trajectories are missing in the end.
         StoreError: a part that is there is damaged, or no part can be written.
     """
-    stored = store.stop_reasons(iteration, phase)
+    stored = store.stop_reasons(place)
     errors = sum(reason is StopReason.ERROR for reason in stored.values())
     missing = [spec for spec in specs if spec.id not in stored]
     tally = Tally()
-    with Committer(store, iteration, phase) as committer:
+    with Committer(store, place) as committer:
         for trajectory in roll(missing, len(specs), errors) if missing else ():
             committer.add(trajectory)
             tally.add(trajectory)
             progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)
-    sealed = store.seal(iteration, phase)
+    sealed = store.seal(place)
     total = Tally()
-    for trajectory in store.read(iteration, phase, sealed):
+    for trajectory in store.read(place, sealed):
         total.add(trajectory)
     if total.trajectories != len(specs):
         raise RolloutError(
-            f"{store.phase(iteration, phase).uri}: holds {total.trajectories} trajectories, "
+            f"{store.folder_of(place).uri}: holds {total.trajectories} trajectories, "
             f"{len(specs)} were rolled; delete the folder and resume"
         )
     _limit_verdict_errors(total, max_verdict_error_share)

@@ -21,7 +21,7 @@ from rise_ray.mdp import (
     FinishReason,
     Message,
     Outcome,
-    Phase,
+    Place,
     Problem,
     StopReason,
     Trajectory,
@@ -39,19 +39,20 @@ class EpisodePlan:
     """What all episodes of a phase have in common.
 
     `candidates` responses are sampled beside the attempt at every visited state, or only at the
-    first where `first_state_only` (an evaluation's parallel answers). `max_model_len` bounds
+    first where `first_state_only` (an evaluation's parallel answers). With `last_feedback` the last
+    attempt has its feedback, too. `max_model_len` bounds
     state plus response, in tokens.
     """
 
     run: str
-    iteration: int
-    phase: Phase
+    place: Place
     seed: int
     turns: int
     window: int | None
     stop_on_success: bool
     candidates: int
     first_state_only: bool
+    last_feedback: bool
     sampling: SamplingConfig
     max_model_len: int
 
@@ -70,7 +71,7 @@ class EpisodeSpec:
     def id(self) -> str:
         """The id its trajectory will have."""
         plan = self.plan
-        return trajectory_id(plan.run, plan.iteration, plan.phase, self.problem.id, self.sample)
+        return trajectory_id(plan.run, plan.place, self.problem.id, self.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,7 @@ class Episode:
         return Trajectory(
             id=self.spec.id,
             run=plan.run,
-            iteration=plan.iteration,
-            phase=plan.phase,
+            place=plan.place,
             problem=self.spec.problem,
             sample=self.spec.sample,
             prompt_ids=self._prompt_ids,
@@ -187,11 +187,13 @@ class Episode:
             return self._end(StopReason.ERROR, f"verifier: {attempt.verdict.reason}")
         if plan.stop_on_success and attempt.verdict.outcome is Outcome.CORRECT:
             return self._end(StopReason.SUCCESS)
-        if turn == plan.turns:
+        if turn == plan.turns and not plan.last_feedback:
             return self._end(StopReason.MAX_TURNS)
         feedback = self._chat.feedback_ids(self.spec.prompt, self.spec.feedback, attempt.token_ids)
         last = self._turns[-1]
         self._turns[-1] = replace(last, feedback_ids=feedback)
+        if turn == plan.turns:
+            return self._end(StopReason.MAX_TURNS)
         requests = self._visit(turn)
         if not requests:
             self._turns[-1] = last  # no further state was visited
@@ -211,9 +213,9 @@ class Episode:
         return requests
 
     def _seed(self, turn: int, role: str) -> int:
-        spec, plan = self.spec, self.spec.plan
+        spec, plan, place = self.spec, self.spec.plan, self.spec.plan.place
         return derive_seed(
-            plan.seed, plan.iteration, plan.phase.value, spec.problem.id, spec.sample, turn, role
+            plan.seed, place.iteration, place.phase, spec.problem.id, spec.sample, turn, role
         )
 
     def _end(self, reason: StopReason, error: str | None = None) -> list[Request]:
@@ -226,8 +228,7 @@ def failed_trajectory(spec: EpisodeSpec, reason: str) -> Trajectory:
     return Trajectory(
         id=spec.id,
         run=spec.plan.run,
-        iteration=spec.plan.iteration,
-        phase=spec.plan.phase,
+        place=spec.plan.place,
         problem=spec.problem,
         sample=spec.sample,
         prompt_ids=(),

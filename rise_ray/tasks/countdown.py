@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from rise_ray.config.settings import Settings
+from rise_ray.config.base import Settings
 from rise_ray.errors import DataError
 from rise_ray.mdp import Message, Outcome, Problem, Verdict, derive_seed
 from rise_ray.tasks.arithmetic import apply, parse_expression

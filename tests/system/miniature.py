@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rise_ray.mdp import Attempt, Phase, Trajectory
+from rise_ray.mdp import Attempt, Place, Trajectory
 from rise_ray.run.journal import Run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -12,10 +12,10 @@ JOB = REPOSITORY / "jobs" / "quickstart.yaml"
 PROBLEMS, TURNS, CANDIDATES, ITERATIONS = 24, 2, 2, 2
 EVAL_PROBLEMS, EVAL_TURNS, EVAL_PARALLEL = 8, 3, 3
 MODELS = {
-    "base": (0, Phase.EVAL),
-    "iteration-1": (1, Phase.EVAL),
-    "iteration-2": (2, Phase.EVAL),
-    "control": (2, Phase.CONTROL_EVAL),
+    "base": Place("iteration", 0, "eval"),
+    "iteration-1": Place("iteration", 1, "eval"),
+    "iteration-2": Place("iteration", 2, "eval"),
+    "control": Place("rejection_sampling", 2, "eval"),
 }
 SETTINGS = [
     "name=miniature",

@@ -128,15 +128,14 @@ def test_damaged_metrics_come_back_from_the_tracker(
 def test_a_damaged_part_is_named_by_the_relabeling(
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    from rise_ray.mdp import Phase
     from rise_ray.relabel.job import write_relabeled
     from rise_ray.store.trajectories import TrajectoryStore
     from tests.unit.relabel.builders import rolled
 
     store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
-    part = store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
-    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
-    store.phase(1, Phase.COLLECT).write(part, b"PAR1 nonsense")
+    part = store.write(Place("iteration", 1, "collect"), [rolled("3 | 7 4", "7")])
+    phases = [(Place("iteration", 1, "collect"), store.seal(Place("iteration", 1, "collect")))]
+    store.folder_of(Place("iteration", 1, "collect")).write(part, b"PAR1 nonsense")
     output = Folder(str(tmp_path / "examples"))
     error = _ours(lambda: write_relabeled(store, phases, config().relabel, 64, 0, output))
     assert isinstance(error, StoreError)

@@ -13,7 +13,7 @@ import pytest
 
 from rise_ray.config.loading import load_config
 from rise_ray.config.settings import RunConfig
-from rise_ray.mdp import Example, FinishReason, Phase
+from rise_ray.mdp import Example, FinishReason
 from rise_ray.report.console import Console
 from rise_ray.run.driver import execute
 from rise_ray.run.journal import REPORT, Run
@@ -63,7 +63,7 @@ def test_what_does_not_fit_the_context_is_counted_and_left_out(run: Run) -> None
 def test_answers_that_were_cut_off_are_counted_and_never_data(run: Run) -> None:
     attempts = [
         turn.attempt
-        for trajectory in run.trajectories.read(1, Phase.COLLECT)
+        for trajectory in run.trajectories.read(Place("iteration", 1, "collect"))
         for turn in trajectory.turns
     ]
     cut_off = [a for a in attempts if a.finish_reason is FinishReason.LENGTH]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.config.loading import load_config
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.run.journal import Run
 from tests.chaos.leftovers import left_in_cluster
 from tests.system.driver import parts_of
@@ -129,7 +129,7 @@ def test_a_job_that_is_stopped_leaves_nothing_and_goes_on_when_it_is_submitted_a
     ray_job(head, submit[0], "--no-wait", "--submission-id", "first", *submit[1:])
     folder = tmp_path / "miniature"
     deadline = time.monotonic() + 300
-    while not parts_of(folder, 1, Phase.COLLECT):
+    while not parts_of(folder, Place("iteration", 1, "collect")):
         assert time.monotonic() < deadline, ray_job(head, "logs", "first")
         time.sleep(0.05)
     ray_job(head, "stop", "first")

@@ -14,7 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.relabel.job import RelabelResult, write_relabeled
 from rise_ray.report.console import Console
 from rise_ray.report.tracking import TrackerHandle
@@ -59,8 +59,8 @@ def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
 def relabel(folder: Path, deadline_s: float) -> RelabelResult:
     """As a stage does it, of one trajectory."""
     store = TrajectoryStore(Folder(str(folder / "trajectories")))
-    store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
-    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
+    store.write(Place("iteration", 1, "collect"), [rolled("3 | 7 4", "7")])
+    phases = [(Place("iteration", 1, "collect"), store.seal(Place("iteration", 1, "collect")))]
     rule = load_config(JOB, SETTINGS).relabel
     what = (store, phases, rule, 64, 0, Folder(str(folder / "examples")))
     return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
@@ -95,7 +95,7 @@ def test_relabeling_has_a_cpu_after_the_pool_grew_over_all_of_them(tmp_path: Pat
     settings = [f"rollout.workers.{name}={value}" for name, value in workers.items()]
     config = load_config(JOB, [*SETTINGS, f"storage={tmp_path}", *settings])
     with Stages(Run(config, resume=False), Console()) as stages:
-        stages.collect(1, Phase.COLLECT, stages.base())
+        stages.collect(Place("iteration", 1, "collect"), stages.base())
         assert ray.available_resources()["CPU"] < 1
-        examples = stages.relabel(1, Phase.COLLECT)
+        examples = stages.relabel(Place("iteration", 1, "collect"))
     assert read_manifest(examples).examples

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from rise_ray.config.loading import load_config
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
 from rise_ray.run.plans import BASE
@@ -55,16 +55,20 @@ def test_a_run_killed_in_every_phase_ends_like_an_undisturbed_one(tmp_path: Path
     resume = [*command, "--resume"]
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
 
-    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, 0, Phase.EVAL)))
+    orphans = kill_when(
+        command, log, lambda pid: bool(parts_of(folder, Place("iteration", 0, "eval")))
+    )
     assert journal(folder) == {}
     refused = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
 
-    orphans += kill_when(resume, log, lambda pid: bool(parts_of(folder, 1, Phase.COLLECT)))
+    orphans += kill_when(
+        resume, log, lambda pid: bool(parts_of(folder, Place("iteration", 1, "collect")))
+    )
     rolling = journal(folder)
     assert set(rolling) == {"base/eval"}
-    stored = len(stored_ids(folder, 1, Phase.COLLECT))
+    stored = len(stored_ids(folder, Place("iteration", 1, "collect")))
     assert 0 < stored < PROBLEMS
 
     orphans += kill_when(resume, log, lambda pid: bool(named("ray::write_relabeled", pid)))
@@ -110,18 +114,18 @@ def undisturbed(folder: Path) -> Run:
     with Stages(run, Console()) as stages:
         base = stages.base()
         stages.evaluate(BASE, base)
-        stages.collect(1, Phase.COLLECT, base)
+        stages.collect(Place("iteration", 1, "collect"), base)
     return run
 
 
 def same_samples(one: TrajectoryStore, other: TrajectoryStore) -> None:
     """Of the same weights: floating point makes trained ones differ in their last digits."""
-    for iteration, phase in ((0, Phase.EVAL), (1, Phase.COLLECT)):
-        assert sampled(one, iteration, phase) == sampled(other, iteration, phase)
+    for place in (Place("iteration", 0, "eval"), Place("iteration", 1, "collect")):
+        assert sampled(one, place) == sampled(other, place)
 
 
-def sampled(store: TrajectoryStore, iteration: int, phase: Phase) -> dict[str, Any]:
-    rolled = store.read(iteration, phase)
+def sampled(store: TrajectoryStore, place: Place) -> dict[str, Any]:
+    rolled = store.read(place)
     return {t.id: [response.token_ids for response in responses(t)] for t in rolled}
 
 

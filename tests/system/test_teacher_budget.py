@@ -9,7 +9,7 @@ import pytest
 from rise_ray.config.loading import load_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import TeacherError
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
 from rise_ray.run.stages import Stages
@@ -32,16 +32,16 @@ def test_a_budget_counts_what_the_whole_run_spent_and_may_be_raised_for_a_resume
         config = _config(tmp_path, endpoint.base_url)
         with Stages(Run(config, resume=False), Console()) as stages:
             for iteration in (1, 2):
-                stages.collect(iteration, Phase.COLLECT, stages.base())
+                stages.collect(Place("iteration", iteration, "collect"), stages.base())
         with Stages(Run(config, resume=True), Console()) as stages:
             for iteration in (1, 2):
                 assert stages.run.stages[f"iteration-{iteration}/collect"]["teacher_tokens"] == COST
             with pytest.raises(TeacherError, match=rf"is spent \({BUDGET}\); raise it and resume"):
-                stages.collect(3, Phase.COLLECT, stages.base())
+                stages.collect(Place("iteration", 3, "collect"), stages.base())
         assert len(endpoint.requests) == 2 * PROBLEMS + PROBLEMS // 2
         more = _config(tmp_path, endpoint.base_url, f"teacher.token_budget={BUDGET + COST}")
         with Stages(Run(more, resume=True), Console()) as stages:
-            stages.collect(3, Phase.COLLECT, stages.base())
+            stages.collect(Place("iteration", 3, "collect"), stages.base())
             assert stages.run.teacher_tokens == len(endpoint.requests) * USAGE["total_tokens"]
 
 

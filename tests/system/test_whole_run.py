@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rise_ray.cli.main import main
-from rise_ray.mdp import Phase, StopReason
+from rise_ray.mdp import Place, StopReason
 from rise_ray.models.locate import locate_model
 from rise_ray.relabel.rewards import reward_of
 from rise_ray.run.journal import Run
@@ -84,11 +84,13 @@ def test_what_is_planned_is_what_is_stored(miniature_run: Run) -> None:
 def test_every_episode_is_stored_once_under_its_phase(miniature_run: Run) -> None:
     expected = dict.fromkeys(MODELS.values(), EVAL_PROBLEMS)
     for iteration in (1, 2):
-        expected[iteration, Phase.COLLECT] = expected[iteration, Phase.CONTROL] = PROBLEMS
+        expected[Place("iteration", iteration, "collect")] = expected[
+            Place("rejection_sampling", iteration, "collect")
+        ] = PROBLEMS
     assert set(phases(miniature_run)) == set(expected)
     problems: dict[Phase, list[str]] = {Phase.COLLECT: [], Phase.CONTROL: []}
-    for (iteration, phase), count in expected.items():
-        rolled = list(miniature_run.trajectories.read(iteration, phase))
+    for (place), count in expected.items():
+        rolled = list(miniature_run.trajectories.read(place))
         assert len({t.id for t in rolled}) == len(rolled) == count
         assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
         if phase in problems:
@@ -105,10 +107,12 @@ def test_rollouts_are_on_policy_and_the_control_samples_as_much(miniature_run: R
             (Phase.CONTROL, iteration - 1),
             (Phase.EVAL, iteration),
         ):
-            sampled = [r for t in read(iteration, phase) for r in responses(t)]
+            sampled = [r for t in read(place) for r in responses(t)]
             assert {r.weight_version for r in sampled} == {version}
-        collected = [len(responses(t)) for t in read(iteration, Phase.COLLECT)]
-        controls = [len(responses(t)) for t in read(iteration, Phase.CONTROL)]
+        collected = [len(responses(t)) for t in read(Place("iteration", iteration, "collect"))]
+        controls = [
+            len(responses(t)) for t in read(Place("rejection_sampling", iteration, "collect"))
+        ]
         assert collected == controls == [TURNS * (1 + CANDIDATES)] * PROBLEMS
     stages = miniature_run.stages
     for iteration in (1, 2):
@@ -140,9 +144,7 @@ def test_every_example_is_a_stored_response_in_a_stored_state(miniature_run: Run
 def test_every_training_row_leads_to_its_stored_response_and_back(miniature_run: Run) -> None:
     record = open_run(miniature_run.folder)
     stored = {
-        t.id: t
-        for iteration, phase in phases(miniature_run)
-        for t in miniature_run.trajectories.read(iteration, phase)
+        t.id: t for place in phases(miniature_run) for t in miniature_run.trajectories.read(place)
     }
     rows = list(training_rows(record))
     assert {row.stage for row in rows} == {"iteration-1", "iteration-2", "control-1", "control-2"}

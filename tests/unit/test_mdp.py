@@ -9,7 +9,7 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Outcome,
-    Phase,
+    Place,
     SegmentKind,
     Turn,
     Verdict,
@@ -75,7 +75,10 @@ def test_a_wide_window_is_no_window(prompt: tuple[int, ...], turns: list[Turn]) 
 
 
 def test_an_episodes_id_says_what_it_is_and_nothing_else() -> None:
-    assert trajectory_id("r", 2, Phase.CONTROL_EVAL, "p/7", 3) == "r/iteration=2/control_eval/p/7/3"
+    assert (
+        trajectory_id("r", Place("rejection_sampling", 2, "eval"), "p/7", 3)
+        == "r/iteration=2/control_eval/p/7/3"
+    )
 
 
 def test_seeds_are_the_same_on_every_machine_and_fit_a_signed_64_bit_column() -> None:

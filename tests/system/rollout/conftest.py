@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rise_ray.config.settings import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
-from rise_ray.mdp import Phase, WeightVersion
+from rise_ray.mdp import Place, WeightVersion
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.tasks.countdown import Countdown
@@ -24,8 +24,7 @@ def make_specs(
     task = Countdown()
     plan = EpisodePlan(
         run="test",
-        iteration=1,
-        phase=Phase.COLLECT,
+        place=Place("iteration", 1, "collect"),
         seed=seed,
         turns=turns,
         window=None,

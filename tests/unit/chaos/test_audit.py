@@ -15,7 +15,7 @@ from rise_ray.mdp import (
     Example,
     FinishReason,
     Outcome,
-    Phase,
+    Place,
     Problem,
     Provenance,
     Span,
@@ -33,7 +33,7 @@ from tests.chaos.audit import Audit, Episodes, audit, planned_episodes
 
 PROVENANCE = Provenance("candidate", "all", "t", "p", 0, 0, 0, 1.0, 0, 0, "")
 EXAMPLES = [Example(f"e{n}", (1, 2, 3), (Span(1, 3, 1.0),), PROVENANCE) for n in range(2)]
-ITERATION, PHASE = WHERE = (0, Phase.EVAL)
+ITERATION, PHASE = WHERE = Place("iteration", 0, "eval")
 Write = Callable[..., None]
 
 
@@ -167,7 +167,7 @@ def test_an_example_that_is_trained_on_twice_is_doubled(run: Run, judged: list[T
 
 def test_an_episode_that_no_plan_asked_for_is_unknown(run: Run, judged: list[Trajectory]) -> None:
     run.trajectories.write(*WHERE, judged)
-    run.trajectories.write(3, Phase.COLLECT, [judged[0]])
+    run.trajectories.write(Place("iteration", 3, "collect"), [judged[0]])
     assert audited(run).unknown == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.run.driver import execute
 from rise_ray.run.plans import stage_name
 from tests.chaos.plan import Kind, plan_kills, stage_keys
@@ -34,14 +34,14 @@ class Journal:
             self.keys.append("warm-start/train")
         return "base"
 
-    def collect(self, iteration: int, phase: Phase, weights: Any) -> None:
+    def collect(self, place: Place, weights: Any) -> None:
         self.keys.append(f"{stage_name(phase, iteration)}/collect")
 
-    def relabel(self, iteration: int, phase: Phase) -> str:
+    def relabel(self, place: Place) -> str:
         self.keys.append(f"{stage_name(phase, iteration)}/relabel")
         return "examples"
 
-    def train(self, iteration: int, phase: Phase, examples: Any, start: Any) -> str:
+    def train(self, place: Place, examples: Any, start: Any) -> str:
         self.keys.append(f"{stage_name(phase, iteration)}/train")
         return "weights"
 

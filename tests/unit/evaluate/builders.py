@@ -10,7 +10,7 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Outcome,
-    Phase,
+    Place,
     Problem,
     StopReason,
     Trajectory,
@@ -64,10 +64,9 @@ def trajectory(
         for i, answer in enumerate(answers.split())
     )
     return Trajectory(
-        id=trajectory_id("run", 0, Phase.EVAL, problem, sample),
+        id=trajectory_id("run", Place("iteration", 0, "eval"), problem, sample),
         run="run",
-        iteration=0,
-        phase=Phase.EVAL,
+        place=Place("iteration", 0, "eval"),
         problem=Problem(problem, "test", question, REFERENCE),
         sample=sample,
         prompt_ids=(0,),

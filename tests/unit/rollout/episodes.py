@@ -8,15 +8,14 @@ from functools import cache
 from typing import Any
 
 from rise_ray.config.settings import SamplingConfig
-from rise_ray.mdp import FinishReason, Message, Outcome, Phase, Problem, Trajectory, Verdict
+from rise_ray.mdp import FinishReason, Message, Outcome, Place, Problem, Trajectory, Verdict
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import Completion, Episode, EpisodePlan, EpisodeSpec, Request
 from tests.unit.rollout.templates import chat_format, installed
 
 PLAN = EpisodePlan(
     run="run",
-    iteration=1,
-    phase=Phase.COLLECT,
+    place=Place("iteration", 1, "collect"),
     seed=7,
     turns=3,
     window=None,

@@ -11,7 +11,7 @@ import pytest
 from rise_ray.cli import main as cli
 from rise_ray.config.loading import dump_decisive
 from rise_ray.errors import DataError, StoreError
-from rise_ray.mdp import Example, Phase, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.run.journal import Run, config_sha256
 from rise_ray.run.lineage import (
     RunRecord,
@@ -126,8 +126,8 @@ def test_a_demonstration_has_no_trajectory_and_no_weights(tmp_path: Path) -> Non
 def test_what_is_lost_is_an_error_and_not_a_shorter_answer(tmp_path: Path) -> None:
     run = hand_made.make_run(str(tmp_path))
     record = open_run(run.folder)
-    (part,) = run.trajectories.parts(1, Phase.COLLECT)
-    run.trajectories.phase(1, Phase.COLLECT).remove(part)
+    (part,) = run.trajectories.parts(Place("iteration", 1, "collect"))
+    run.trajectories.folder_of(Place("iteration", 1, "collect")).remove(part)
     with pytest.raises(StoreError, match="phase=collect: its 0 parts are not those"):
         example_lineage(record, EXAMPLE)
     run.forget("iteration-1/collect")
@@ -170,4 +170,4 @@ def _of(record: RunRecord, row: TrainingRow) -> object:
     origin = row.example.provenance
     phase = Phase.CONTROL if row.stage.startswith("control") else Phase.COLLECT
     store = TrajectoryStore(record.folder / "trajectories")
-    return next(t for t in store.read(origin.iteration, phase) if t.id == origin.trajectory_id)
+    return next(t for t in store.read(origin.place) if t.id == origin.trajectory_id)

@@ -9,7 +9,7 @@ import pytest
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
-from rise_ray.mdp import Phase, Problem
+from rise_ray.mdp import Place, Problem
 from rise_ray.run.plans import (
     collect_plan,
     control_plan,
@@ -56,12 +56,12 @@ def test_more_problems_than_there_are_is_an_error_of_the_config() -> None:
 
 def test_the_base_every_iteration_and_the_control_are_evaluated() -> None:
     assert evaluated_models(_config("iterations=2")) == {
-        "base": (0, Phase.EVAL),
-        "iteration-1": (1, Phase.EVAL),
-        "iteration-2": (2, Phase.EVAL),
+        "base": Place("iteration", 0, "eval"),
+        "iteration-1": Place("iteration", 1, "eval"),
+        "iteration-2": Place("iteration", 2, "eval"),
     }
     controlled = evaluated_models(_config("iterations=2", "control.enabled=true"))
-    assert controlled["control"] == (2, Phase.CONTROL_EVAL)
+    assert controlled["control"] == Place("rejection_sampling", 2, "eval")
     assert list(evaluated_models(_config("iterations=0", "control.enabled=true"))) == ["base"]
 
 
@@ -75,7 +75,11 @@ def test_stages_of_the_control_have_their_own_names() -> None:
 def test_collecting_is_rises_protocol() -> None:
     overrides = ["rollout.turns=4", "rollout.window=2", "rollout.candidates=8"]
     plan = collect_plan(_config(*overrides, "rollout.stop_on_success=false"), 3)
-    assert (plan.iteration, plan.phase, plan.turns, plan.window) == (3, Phase.COLLECT, 4, 2)
+    assert (plan.iteration, plan.phase, plan.turns, plan.window) == (
+        Place("iteration", 3, "collect"),
+        4,
+        2,
+    )
     assert (plan.candidates, plan.first_state_only, plan.stop_on_success) == (8, False, False)
     distill = ["relabel.strategy=distill", "teacher={kind: reference}"]
     assert collect_plan(_config(*distill), 1).candidates == 0
@@ -84,13 +88,18 @@ def test_collecting_is_rises_protocol() -> None:
 def test_the_control_samples_as_many_independent_first_answers_as_it_is_given() -> None:
     plan = control_plan(_config(), 2, responses=12)
     assert 1 + plan.candidates == 12
-    assert (plan.turns, plan.phase, plan.first_state_only) == (1, Phase.CONTROL, True)
+    assert (plan.turns, plan.phase, plan.first_state_only) == (
+        Place("rejection_sampling", 1, "collect"),
+        True,
+    )
 
 
 def test_an_evaluation_is_never_stopped_by_a_right_answer() -> None:
     overrides: list[Any] = ["evaluation.turns=3", "evaluation.parallel=7", "evaluation.window=2"]
     sampling = "evaluation.sampling.temperature=0.7"
-    plan = eval_plan(_config(*overrides, sampling, "rollout.stop_on_success=true"), 1, Phase.EVAL)
+    plan = eval_plan(
+        _config(*overrides, sampling, "rollout.stop_on_success=true"), Place("iteration", 1, "eval")
+    )
     assert not plan.stop_on_success
     assert (plan.turns, plan.candidates, plan.window) == (3, 7, 2)
     assert plan.first_state_only
@@ -99,13 +108,13 @@ def test_an_evaluation_is_never_stopped_by_a_right_answer() -> None:
 
 def test_every_stage_that_rolls_has_the_phase_its_episodes_are_kept_in() -> None:
     assert rollout_phases(_config("iterations=1")) == {
-        "iteration-1/collect": (1, Phase.COLLECT),
-        "base/eval": (0, Phase.EVAL),
-        "iteration-1/eval": (1, Phase.EVAL),
+        "iteration-1/collect": Place("iteration", 1, "collect"),
+        "base/eval": Place("iteration", 0, "eval"),
+        "iteration-1/eval": Place("iteration", 1, "eval"),
     }
     controlled = rollout_phases(_config("iterations=1", "control.enabled=true"))
-    assert controlled["control-1/collect"] == (1, Phase.CONTROL)
-    assert controlled["control/eval"] == (1, Phase.CONTROL_EVAL)
+    assert controlled["control-1/collect"] == Place("rejection_sampling", 1, "collect")
+    assert controlled["control/eval"] == Place("rejection_sampling", 1, "eval")
 
 
 def test_a_stages_name_leads_back_to_its_phase() -> None:

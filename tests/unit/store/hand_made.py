@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
-from rise_ray.mdp import Phase, Trajectory, derive_seed, trajectory_id
+from rise_ray.mdp import Place, Trajectory, derive_seed, trajectory_id
 from rise_ray.relabel.examples import relabel_all
 from rise_ray.report.tracking import new_record, write_metrics
 from rise_ray.run.journal import REPORT, Run
@@ -36,11 +36,11 @@ def config_of(storage: str, *overrides: str) -> RunConfig:
 def make_run(storage: str) -> Run:
     """Five problems, two iterations on pooled data, the control."""
     run = Run(config_of(storage), resume=False)
-    for key, (iteration, phase) in rollout_phases(run.config).items():
+    for key, (place) in rollout_phases(run.config).items():
         if key.endswith("/collect"):
-            _iteration(run, key.removesuffix("/collect"), iteration, phase)
+            _iteration(run, key.removesuffix("/collect"), place)
         else:
-            roll(run, key, iteration, phase)
+            roll(run, key, place)
     run.folder.write(REPORT, b"<html>")
     run.stage("run/report", lambda: {"comparisons": [], "seconds": 1.0})
     records = [new_record(*key.split("/"), result) for key, result in run.stages.items()]
@@ -48,7 +48,7 @@ def make_run(storage: str) -> Run:
     return run
 
 
-def episodes(iteration: int, phase: Phase, problems: int = PROBLEMS) -> list[Trajectory]:
+def episodes(place: Place, problems: int = PROBLEMS) -> list[Trajectory]:
     """Two turns on each problem, with two candidates at both."""
     return [
         _placed(rolled("3 | 7 4", f"{n} | 7 7", phase=phase, problem=f"p{n}"), iteration)
@@ -56,14 +56,14 @@ def episodes(iteration: int, phase: Phase, problems: int = PROBLEMS) -> list[Tra
     ]
 
 
-def roll(run: Run, key: str, iteration: int, phase: Phase) -> None:
+def roll(run: Run, key: str, place: Place) -> None:
     """A rollout stage: store what is missing, seal, journal."""
-    stored = run.trajectories.ids(iteration, phase)
-    with Committer(run.trajectories, iteration, phase) as committer:
-        for trajectory in episodes(iteration, phase):
+    stored = run.trajectories.ids(place)
+    with Committer(run.trajectories, place) as committer:
+        for trajectory in episodes(place):
             if trajectory.id not in stored:
                 committer.add(trajectory)
-    sealed = run.trajectories.seal(iteration, phase)
+    sealed = run.trajectories.seal(place)
     run.stage(key, lambda: {"parts_sha256": sealed, "trajectories": PROBLEMS, "seconds": 1.0})
 
 
@@ -75,8 +75,8 @@ def relabel(run: Run, stage: str, trajectories: Sequence[Trajectory]) -> None:
     run.stage(f"{stage}/relabel", lambda: {"examples": len(examples), "seconds": 1.0})
 
 
-def _iteration(run: Run, stage: str, iteration: int, phase: Phase) -> None:
-    roll(run, f"{stage}/collect", iteration, phase)
+def _iteration(run: Run, stage: str, place: Place) -> None:
+    roll(run, f"{stage}/collect", place)
     pooled = [t for i in range(1, iteration + 1) for t in run.trajectories.read(i, phase)]
     relabel(run, stage, pooled)
     with TemporaryDirectory() as path:
@@ -98,5 +98,5 @@ def _placed(trajectory: Trajectory, iteration: int) -> Trajectory:
         )
         for turn in trajectory.turns
     )
-    name = trajectory_id("demo", iteration, phase, problem, 0)
+    name = trajectory_id("demo", place, problem, 0)
     return replace(trajectory, id=name, run="demo", iteration=iteration, turns=turns)

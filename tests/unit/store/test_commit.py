@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.mdp import Phase, Trajectory
+from rise_ray.mdp import Place, Trajectory
 from rise_ray.store import commit
 from rise_ray.store.commit import Committer
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore
 from tests.unit.evaluate.builders import trajectory
 
-PHASE = (1, Phase.COLLECT)
+PHASE = Place("iteration", 1, "collect")
 
 
 def _one(number: int) -> Trajectory:
@@ -32,11 +32,11 @@ class SlowStore(TrajectoryStore):
         self.writing = threading.Semaphore(0)
         self.let_through = threading.Semaphore(0)
 
-    def write_table(self, iteration: int, phase: Phase, table: pa.Table) -> str:
+    def write_table(self, place: Place, table: pa.Table) -> str:
         self.sizes.append(table.num_rows)
         self.writing.release()
         assert self.let_through.acquire(timeout=60)
-        return super().write_table(iteration, phase, table)
+        return super().write_table(place, table)
 
 
 @pytest.fixture

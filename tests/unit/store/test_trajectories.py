@@ -16,7 +16,7 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Outcome,
-    Phase,
+    Place,
     Problem,
     StopReason,
     Trajectory,
@@ -64,7 +64,7 @@ TRAJECTORY = st.builds(
     window=st.none() | st.integers(1, 5),
     error=st.none() | TEXT,
 )
-PHASE = (1, Phase.COLLECT)
+PHASE = Place("iteration", 1, "collect")
 
 
 @pytest.fixture
@@ -128,24 +128,24 @@ def test_a_part_with_an_id_twice_is_refused(store: TrajectoryStore) -> None:
 
 
 def test_phases_and_iterations_are_apart(store: TrajectoryStore) -> None:
-    store.write(1, Phase.COLLECT, [_one(0)])
-    store.write(1, Phase.EVAL, [_one(1)])
-    store.write(2, Phase.COLLECT, [_one(2)])
-    assert [t.problem.id for t in store.read(1, Phase.COLLECT)] == ["p0"]
-    assert store.ids(1, Phase.CONTROL) == set()
+    store.write(Place("iteration", 1, "collect"), [_one(0)])
+    store.write(Place("iteration", 1, "eval"), [_one(1)])
+    store.write(Place("iteration", 2, "collect"), [_one(2)])
+    assert [t.problem.id for t in store.read(Place("iteration", 1, "collect"))] == ["p0"]
+    assert store.ids(Place("rejection_sampling", 1, "collect")) == set()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no parquet", "another part"])
 def test_a_damaged_part_is_an_error_that_names_it(store: TrajectoryStore, damage: str) -> None:
-    other = store.write(2, Phase.COLLECT, [_one(99)])
+    other = store.write(Place("iteration", 2, "collect"), [_one(99)])
     name = store.write(*PHASE, [_one(n) for n in range(50)])
-    folder = store.phase(*PHASE)
+    folder = store.folder_of(*PHASE)
     content = folder.read(name)
     damaged = {
         "truncated": content[:-100],
         "empty": b"",
         "no parquet": b"x" * 200,
-        "another part": store.phase(2, Phase.COLLECT).read(other),
+        "another part": store.folder_of(Place("iteration", 2, "collect")).read(other),
     }
     folder.write(name, damaged[damage])
     with pytest.raises(StoreError, match=f"{name}: damaged part .*delete it and resume"):
@@ -157,7 +157,7 @@ def test_a_damaged_part_is_an_error_that_names_it(store: TrajectoryStore, damage
 def test_any_changed_byte_of_a_part_is_found(store: TrajectoryStore) -> None:
     # Data pages, page headers and the footer alike: Parquet's own checksums cover the first only.
     name = store.write(*PHASE, [_one()])
-    folder = store.phase(*PHASE)
+    folder = store.folder_of(*PHASE)
     content = folder.read(name)
     for place in range(0, len(content), 37):
         changed = bytearray(content)
@@ -175,7 +175,7 @@ def test_sealing_makes_whole_parts_without_doubles(store: TrajectoryStore) -> No
     for start in range(PART_ROWS - 5, len(batch), 20):  # what many small commits leave
         store.write(*PHASE, batch[start : start + 20])
     sealed = store.seal(*PHASE)
-    folder = store.phase(*PHASE)
+    folder = store.folder_of(*PHASE)
     rows = [read_part(folder, name, columns=["id"])["id"].to_pylist() for name in folder.names()]
     assert len(rows) <= 3
     assert sorted(i for ids in rows for i in ids) == sorted(t.id for t in batch)
@@ -208,7 +208,7 @@ def test_a_crash_while_parts_are_merged_loses_and_doubles_nothing(
 def test_a_sealed_phase_is_never_read_short_or_changed(store: TrajectoryStore, change: str) -> None:
     for start in (0, PART_ROWS):
         store.write(*PHASE, [_one(n) for n in range(start, start + PART_ROWS)])
-    sealed, folder = store.seal(*PHASE), store.phase(*PHASE)
+    sealed, folder = store.seal(*PHASE), store.folder_of(*PHASE)
     if change != "added":
         folder.remove(store.parts(*PHASE)[0])
     if change != "lost":
@@ -228,7 +228,7 @@ def test_one_trajectory_is_found_by_its_id(store: TrajectoryStore) -> None:
 
 def _rewrite(store: TrajectoryStore, schema: pa.Schema) -> Folder:
     """The only part, as another version would have written it."""
-    folder, name = store.phase(*PHASE), store.parts(*PHASE)[0]
+    folder, name = store.folder_of(*PHASE), store.parts(*PHASE)[0]
     table = pq.read_table(pa.BufferReader(folder.read(name)))
     content = to_bytes(table.rename_columns(schema.names), schema)
     folder.remove(name)
