@@ -14,8 +14,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
-from rise_ray.mdp import Place
 from rise_ray.relabel.job import RelabelResult, write_relabeled
+from rise_ray.relabel.rules.revision import Revision
 from rise_ray.report.console import Console
 from rise_ray.report.tracking import TrackerHandle
 from rise_ray.run.journal import Run
@@ -24,7 +24,7 @@ from rise_ray.store.examples import read_manifest
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.sync.parity import reference_in_task
-from tests.system.miniature import JOB, SETTINGS
+from tests.system.miniature import COLLECT, JOB, SETTINGS
 from tests.system.processes import losing, named, wait_gone
 from tests.unit.relabel.builders import rolled
 
@@ -59,10 +59,15 @@ def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
 def relabel(folder: Path, deadline_s: float) -> RelabelResult:
     """As a stage does it, of one trajectory."""
     store = TrajectoryStore(Folder(str(folder / "trajectories")))
-    store.write(Place("iteration", 1, "collect"), [rolled("3 | 7 4", "7")])
-    phases = [(Place("iteration", 1, "collect"), store.seal(Place("iteration", 1, "collect")))]
-    rule = load_config(JOB, SETTINGS).relabel
-    what = (store, phases, rule, 64, 0, Folder(str(folder / "examples")))
+    store.write(COLLECT, [rolled("3 | 7 4", "7")])
+    what = (
+        store,
+        {COLLECT: store.seal(COLLECT)},
+        Revision(),
+        64,
+        0,
+        Folder(str(folder / "examples")),
+    )
     return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
 
 
@@ -95,7 +100,8 @@ def test_relabeling_has_a_cpu_after_the_pool_grew_over_all_of_them(tmp_path: Pat
     settings = [f"rollout.workers.{name}={value}" for name, value in workers.items()]
     config = load_config(JOB, [*SETTINGS, f"storage={tmp_path}", *settings])
     with Stages(Run(config, resume=False), Console()) as stages:
-        stages.collect(Place("iteration", 1, "collect"), stages.base())
+        roll, rows = (s for s in stages.stages if s.key in (str(COLLECT), "iteration-1/relabel"))
+        stages.do(roll)
         assert ray.available_resources()["CPU"] < 1
-        examples = stages.relabel(Place("iteration", 1, "collect"))
-    assert read_manifest(examples).examples
+        stages.do(rows)
+    assert read_manifest(stages.run.folder / "examples" / "iteration-1").examples

@@ -13,7 +13,6 @@ from rise_ray.config.loading import load_config
 from rise_ray.mdp import Place
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
-from rise_ray.run.plans import BASE
 from rise_ray.run.stages import Stages
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.chaos.audit import planned_episodes
@@ -29,13 +28,14 @@ from tests.system.driver import (
     stored_ids,
     wait_for,
 )
-from tests.system.miniature import JOB, PROBLEMS, SETTINGS, responses
+from tests.system.miniature import BASE_EVAL, JOB, PROBLEMS, SETTINGS, responses
+from tests.system.miniature import COLLECT as COLLECTED
 from tests.system.processes import descendants, named, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # The control has the same phases again.
-RISE_ALONE = ["control.enabled=false"]
+RISE_ALONE = ["controls=[]"]
 COLLECT, RELABEL, TRAIN = (f"iteration-1/{phase}" for phase in ("collect", "relabel", "train"))
 
 
@@ -55,20 +55,16 @@ def test_a_run_killed_in_every_phase_ends_like_an_undisturbed_one(tmp_path: Path
     resume = [*command, "--resume"]
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
 
-    orphans = kill_when(
-        command, log, lambda pid: bool(parts_of(folder, Place("iteration", 0, "eval")))
-    )
+    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, BASE_EVAL)))
     assert journal(folder) == {}
     refused = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
 
-    orphans += kill_when(
-        resume, log, lambda pid: bool(parts_of(folder, Place("iteration", 1, "collect")))
-    )
+    orphans += kill_when(resume, log, lambda pid: bool(parts_of(folder, COLLECTED)))
     rolling = journal(folder)
     assert set(rolling) == {"base/eval"}
-    stored = len(stored_ids(folder, Place("iteration", 1, "collect")))
+    stored = len(stored_ids(folder, COLLECTED))
     assert 0 < stored < PROBLEMS
 
     orphans += kill_when(resume, log, lambda pid: bool(named("ray::write_relabeled", pid)))
@@ -94,7 +90,7 @@ def test_a_run_killed_in_every_phase_ends_like_an_undisturbed_one(tmp_path: Path
         assert {stage: finished[stage] for stage in before} == before
     # What is planned is what an undisturbed run stores: see test_whole_run.
     for planned in planned_episodes(config).values():
-        ids = stored_ids(folder, planned.iteration, planned.phase)
+        ids = stored_ids(folder, planned.place)
         assert sorted(ids) == sorted(planned.ids)
     same_samples(store_of(folder), undisturbed(tmp_path / "undisturbed").trajectories)
     # Ray's own agents first try for a minute to tell the driver of the loss.
@@ -112,15 +108,14 @@ def undisturbed(folder: Path) -> Run:
     """A run as far as what it sampled was from the base's weights."""
     run = Run(load_config(JOB, [*SETTINGS, f"storage={folder}"]), resume=False)
     with Stages(run, Console()) as stages:
-        base = stages.base()
-        stages.evaluate(BASE, base)
-        stages.collect(Place("iteration", 1, "collect"), base)
+        for spec in stages.stages[:2]:
+            stages.do(spec)
     return run
 
 
 def same_samples(one: TrajectoryStore, other: TrajectoryStore) -> None:
     """Of the same weights: floating point makes trained ones differ in their last digits."""
-    for place in (Place("iteration", 0, "eval"), Place("iteration", 1, "collect")):
+    for place in (BASE_EVAL, COLLECTED):
         assert sampled(one, place) == sampled(other, place)
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from rise_ray.cluster.stop import DEADLINE_S
-from rise_ray.mdp import Place
 from tests.chaos.processes import shared_memory_files
 from tests.system.driver import COMMAND, environment, parts_of, started, stored_ids, wait_for
-from tests.system.miniature import EVAL_PROBLEMS
+from tests.system.miniature import BASE_EVAL, EVAL_PROBLEMS
 from tests.system.processes import descendants, named, wait_freed, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -47,7 +46,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
     memory = shared_memory_files()
 
     with started([*resume, *settings], log) as driver:
-        wait_for(driver, log, lambda pid: bool(parts_of(folder, Place("iteration", 0, "eval"))))
+        wait_for(driver, log, lambda pid: bool(parts_of(folder, BASE_EVAL)))
         second = subprocess.run(
             [*resume, *settings], capture_output=True, text=True, env=environment()
         )
@@ -68,7 +67,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
         wait_for(driver, log, lambda pid: bool(named("ray::RayTrainWorker", pid)))
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
-    assert len(stored_ids(folder, Place("iteration", 0, "eval"))) == EVAL_PROBLEMS
+    assert len(stored_ids(folder, BASE_EVAL)) == EVAL_PROBLEMS
     assert wait_freed(memory) == set()
 
 

@@ -31,6 +31,7 @@ def make_specs(
         stop_on_success=False,
         candidates=candidates,
         first_state_only=False,
+        last_feedback=False,
         sampling=SamplingConfig(max_tokens=max_tokens),
         max_model_len=MAX_MODEL_LEN,
     )
