@@ -31,14 +31,10 @@ def relabel(trajectory: Trajectory, rule: Rule, max_tokens: int, context: RuleCo
     if trajectory.stop_reason is StopReason.ERROR:
         result.dropped["trajectory_error"] += 1
         return result
-    seen: set[tuple[int, ...]] = set()
     for row in rule.rows(trajectory, context, result.dropped):
         if len(row.input_ids) > max_tokens:
             result.dropped["too_long"] += 1
-        elif rule.drop_duplicates and row.input_ids in seen:
-            result.dropped["duplicate"] += 1
         else:
-            seen.add(row.input_ids)
             result.examples.append(_example(trajectory, row))
     return result
 

@@ -22,7 +22,7 @@ class WeightedByReward(Settings):
     unparseable_reward: float = Field(default=0.0, ge=-1, le=0)
     """Reward of a response without a readable answer (the released code: -1 on GSM8K)."""
     drop_duplicates: bool = True
-    """Keep one of several equal responses in the same state."""
+    """Keep one of several equal responses in equal states, over all the data of a training."""
     drop_degenerate: bool = True
     """Drop a response with a word more than 150 times or longer than 300 characters."""
 
