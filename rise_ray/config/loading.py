@@ -1,11 +1,11 @@
 """A run's settings as YAML: read with dotted overrides from the command line, checked, written.
 
-    config = load_config("jobs/quickstart.yaml", ["train.lr=5e-4", "rollout.turns=3"])
+    config = load_config("jobs/quickstart.yaml", ["train.lr=5e-4", "recipe.turns=3"])
 
 Imports neither torch nor Ray nor vLLM. Unknown keys and bad values raise `ConfigError` with the
 file, the key and what is allowed, and never with a text that was refused: it may be a secret in
 the wrong place. For the same reason they do not chain the errors of pydantic and YAML, which
-quote what they refuse.
+quote what they refuse. (So do pydantic-settings's, which is why its readers are not used.)
 """
 
 from __future__ import annotations

@@ -150,7 +150,6 @@ class RolloutPool:
             ready = self._answering({m.handle.__ray_ready__.remote(): m for m in ready})
             calls = self._push(ready, backend) if ready else {}
         for member in self._answering(calls):
-            member.version = version
 
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
@@ -242,7 +241,7 @@ class RolloutPool:
             name, self.version, self._model, config, self._sync, self._verifiers, self._seed
         )
         self._members[name] = Member(
-            name, handle, self.version, Status.STARTING, handle.start.remote(), time.monotonic()
+            name, handle, Status.STARTING, handle.start.remote(), time.monotonic()
         )
 
     def _lease(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> None:
