@@ -149,7 +149,7 @@ class RolloutPool:
             # each has to answer before it begins.
             ready = self._answering({m.handle.__ray_ready__.remote(): m for m in ready})
             calls = self._push(ready, backend) if ready else {}
-        for member in self._answering(calls):
+        self._answering(calls)
 
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
