@@ -21,7 +21,7 @@ Filter = Literal["all", "better", "best", "success"]
 
 @pytest.mark.parametrize(
     ("shorthand", "reward"),
-    [("7", 1.0), ("6", 0.0), ("?", -1.0), ("!", None), ("~7", None), ("~6", None), ("~?", None)],
+    [("7", 1.0), ("6", 0.0), ("?", -1.0), ("!", None), ("~7", None), ("~6", None), ("~?", None), ("_", None)],
 )
 def test_failed_checks_and_truncated_responses_have_no_reward(
     shorthand: str, reward: float | None
