@@ -21,6 +21,7 @@ from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
 from rise_ray.config.teacher import ReferenceTeacher as ReferenceTeacherConfig
 from rise_ray.errors import DataError, TeacherError
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import (
     Attempt,
     FinishReason,
@@ -115,6 +116,7 @@ class Student:
             verdict=verdict,
             weight_version=TEACHER_VERSION,
             seed=answer.seed,
+            role="teacher",
         )
 
 
@@ -192,7 +194,7 @@ class ModelTeacher:
             max_model_len=self._config.max_model_len,
         )
         prompt = tuple(self._student.messages(trajectory, turn))
-        return EpisodeSpec(plan, trajectory.problem, turn, prompt, feedback="")
+        return EpisodeSpec(plan, trajectory.problem, turn, prompt, Constant(""))
 
 
 class OpenAITeacher:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rise_ray.config.settings import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import Place, WeightVersion
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
@@ -36,7 +37,7 @@ def make_specs(
         max_model_len=MAX_MODEL_LEN,
     )
     return [
-        EpisodeSpec(plan, problem, 0, tuple(task.prompt(problem)), task.feedback(problem))
+        EpisodeSpec(plan, problem, 0, tuple(task.prompt(problem)), Constant(task.feedback(problem)))
         for problem in task.load("dev")[:count]
     ]
 
