@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rise_ray.config.base import Settings
-from rise_ray.config.recipe import AnyRecipe, load_recipe
+from rise_ray.config.recipe import AnyRecipe, OwnRecipe, load_own_recipe
 from rise_ray.mdp import MAIN_TRACK
 
 
@@ -294,8 +294,8 @@ class RunConfig(Settings):
     model: ModelConfig
     warm_start: WarmStartConfig | None = None
     """Fine-tune the model on demonstrations first; null: start from the model as it is."""
-    recipe: AnyRecipe = Field(default_factory=lambda: load_recipe({"name": "rise"}))
-    """The method, by its name in `rise_ray/recipes/`, with its own settings."""
+    recipe: OwnRecipe = Field(default_factory=lambda: load_own_recipe({}))
+    """The method (default: `rise`), by its name in `rise_ray/recipes/`, with its own settings."""
     controls: tuple[AnyRecipe, ...] = ()
     """Recipes on tracks of their own, with the same problems and as many sampled tokens."""
     iterations: int = Field(default=2, ge=0)

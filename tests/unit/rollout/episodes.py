@@ -22,6 +22,7 @@ PLAN = EpisodePlan(
     stop_on_success=True,
     candidates=2,
     first_state_only=False,
+    last_feedback=False,
     sampling=SamplingConfig(max_tokens=20),
     max_model_len=1000,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rise_ray.mdp import FinishReason, Phase, StopReason, state_at
+from rise_ray.mdp import FinishReason, Place, StopReason, state_at
 from rise_ray.rollout.episode import Completion, Episode, Request, failed_trajectory
 from tests.unit.rollout.episodes import PLAN, PROBLEM, answer, chat, rolled, spec, verdict
 
@@ -177,7 +177,12 @@ def test_every_response_has_its_own_seed_that_a_second_run_gives_again() -> None
     seeds = _seeds()
     assert len(set(seeds)) == len(seeds) == 9
     assert _seeds() == seeds
-    for change in ({"sample": 1}, {"seed": 8}, {"iteration": 2}, {"phase": Phase.EVAL}):
+    for change in (
+        {"sample": 1},
+        {"seed": 8},
+        {"place": Place("iteration", 2, "collect")},
+        {"place": Place("iteration", 1, "eval")},
+    ):
         assert not set(_seeds(**change)) & set(seeds)
 
 
