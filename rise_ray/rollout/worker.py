@@ -31,8 +31,7 @@ from rise_ray.sync.parity import (
     default_tolerance,
     engine_logprobs,
 )
-from rise_ray.sync.receiver import WeightReceiver
-from rise_ray.sync.update import commit_version, sync_engine
+from rise_ray.sync.receiver import WeightReceiver, commit_version, sync_engine
 from rise_ray.verify.actor import VerifierHandle
 from rise_ray.verify.client import Verification
 

@@ -2,7 +2,7 @@
 
 vLLM loads `register` in every one of its processes (entry point `vllm.general_plugins`). An
 engine made with `weight_transfer_config=WeightTransferConfig(backend="object_store")` then takes
-buckets through vLLM's own weight-transfer calls; `rise_ray.sync.update` drives them. A bucket
+buckets through vLLM's own weight-transfer calls; `rise_ray.sync.receiver` drives them. A bucket
 crosses as a plain mapping with a numpy array, so executors with worker processes (tensor
 parallelism) work as well: every worker gets the whole bucket and keeps its shard.
 """
