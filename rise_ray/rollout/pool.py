@@ -27,6 +27,7 @@ from rise_ray.rollout.failures import FailedStarts, cause, raise_if_ours
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker
+from rise_ray.sync.parity import ParityReport
 from rise_ray.sync.receiver import Place, beside, push_weights
 from rise_ray.sync.source import start_weight_server
 
@@ -70,6 +71,8 @@ class RolloutPool:
         self._next_look = 0.0
         self._last_up = 0.0
         """When a worker was last up, in monotonic seconds."""
+        self.parity: dict[str, ParityReport] = {}
+        """By name, how far from the trainer the workers were that have held `version`."""
         self.lost_workers = 0
         self.requeued = 0
         """Leases that went back to the queue, all rolls together."""
@@ -136,6 +139,7 @@ class RolloutPool:
             SyncError: a worker does not hold the version afterwards.
         """
         self.version = version
+        self.parity.clear()
         members = list(self._members.values())
         for member in members:
             if member.status is not Status.READY:
@@ -148,8 +152,9 @@ class RolloutPool:
             # each has to answer before it begins.
             answers = self._answers({m.handle.place.remote(): m for m in ready})
             calls = self._push(answers) if answers else {}
-        for member, _ in self._answers(calls):
+        for member, report in self._answers(calls):
             member.version = version
+            self.parity[member.name] = report
 
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
@@ -293,7 +298,7 @@ class RolloutPool:
 
     def _started(self, member: Member) -> None:
         try:
-            ray.get(member.call)
+            self.parity[member.name] = ray.get(member.call)
         except RayError as error:
             self._remove(member)
             self._failed_starts.note(member.name, error, others_work=self._ready_count() > 0)

@@ -288,7 +288,8 @@ class Stages:
             self.console.rolled,
         )
         after = self._actors.counters()
-        return {**counts, **{name: after[name] - before[name] for name in after}}
+        lost = {name: after[name] - before[name] for name in after}
+        return {**counts, **lost, **self._actors.drift()}
 
     def _responses_per_problem(self, iteration: int) -> int:
         """What RISE sampled in this iteration, per problem: the control's budget."""
@@ -327,9 +328,15 @@ class Stages:
         return {}
 
     def _probe(self, chat: ChatFormat) -> tuple[tuple[int, ...], ...]:
-        """The parity probe's sequences: held-out prompts."""
-        problems = self._problems(self.config.evaluation.split)
-        return parity_sequences([chat.prompt_ids(self.task.prompt(p)) for p in problems[:64]])
+        """The parity probe's sequences: held-out problems, each with a response."""
+        chats = [
+            (
+                chat.prompt_ids(self.task.prompt(problem)),
+                chat.response_ids(self.task.reference_response(problem) or problem.reference),
+            )
+            for problem in self._problems(self.config.evaluation.split)[:64]
+        ]
+        return parity_sequences(chats, self.config.model.max_model_len)
 
     def _card(self, stage: str, start: str) -> dict[str, str]:
         return {
