@@ -27,7 +27,7 @@ from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
-    Probe,
+    Probed,
     check_moved,
     check_parity,
     default_tolerance,
@@ -88,7 +88,7 @@ class RolloutWorker(WeightReceiver):
         self._finished: list[Trajectory] = []
         self._verification = Verification(verifiers)
         self._keys = itertools.count()
-        self._probed: Probe | None = None
+        self._probed: Probed | None = None
 
     def start(self) -> ParityReport:
         """Load the engine with the worker's version, and probe it.
@@ -135,7 +135,7 @@ class RolloutWorker(WeightReceiver):
         dtype = resolve_dtype(self._model.dtype, self._workers.num_gpus)
         tolerance = self._sync.parity_tolerance or default_tolerance(dtype)
         report = check_parity(reference, got, tolerance, self.name, self.version.iteration)
-        probe = Probe(self.version.iteration, reference, got)
+        probe = Probed(self.version.iteration, reference, got)
         if self._probed is not None:
             check_moved(self._probed, probe, self.name)
         self._probed = probe

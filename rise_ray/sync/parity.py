@@ -102,8 +102,8 @@ class ParityReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """A weight version's reference, and what an engine that passed for holding it answered."""
+class Probed:
+    """A weight version's reference, and what an engine that holds it answered to the probe."""
 
     version: int
     reference: ParityReference
@@ -188,7 +188,7 @@ def check_parity(
     return ParityReport(mean, worst, len(differences))
 
 
-def check_moved(before: Probe, now: Probe, engine_name: str) -> None:
+def check_moved(before: Probed, now: Probed, engine_name: str) -> None:
     """Refuse an engine that still answers like the version before, whatever the tolerance.
 
     From version to version the trainer's log-probabilities of a token change by u, the engine's by
@@ -215,7 +215,7 @@ def check_moved(before: Probe, now: Probe, engine_name: str) -> None:
         )
 
 
-def _moves(before: Probe, now: Probe) -> tuple[list[tuple[float, float]], float]:
+def _moves(before: Probed, now: Probed) -> tuple[list[tuple[float, float]], float]:
     """What trainer and engine changed by, for each token that both versions' probes have.
 
     And the sum of squares of the engine's differences from the trainer at the old version.

@@ -15,7 +15,7 @@ from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
-    Probe,
+    Probed,
     check_moved,
     check_parity,
     default_tolerance,
@@ -106,10 +106,10 @@ def test_probe_sequences_are_different_and_hold_a_response_after_the_longest_pro
         assert set(ids) & {*response, *long[:8]}
 
 
-def probe(version: int, trainer: list[float], engine: list[float], ids: int = 0) -> Probe:
+def probe(version: int, trainer: list[float], engine: list[float], ids: int = 0) -> Probed:
     """Of one sequence."""
     sequence = tuple(range(ids, ids + len(trainer) + 1))
-    return Probe(version, ParityReference((sequence,), (tuple(trainer),)), (tuple(engine),))
+    return Probed(version, ParityReference((sequence,), (tuple(trainer),)), (tuple(engine),))
 
 
 TOKENS = 200
