@@ -330,12 +330,14 @@ class RunConfig(Settings):
             raise ValueError(
                 f"`sync.backend: {self.sync.backend}` needs `rollout.workers.num_gpus`"
             )
-        if self.sync.backend == "ipc" and (
-            self.rollout.workers.max_workers > 1 or self.rollout.workers.num_gpus >= 1
-        ):
+        vllm = self.rollout.workers.vllm
+        if self.sync.backend == "ipc" and {
+            vllm.get("tensor_parallel_size", 1),
+            vllm.get("pipeline_parallel_size", 1),
+        } != {1}:
             raise ValueError(
-                "`sync.backend: ipc` shares one GPU between one worker and the sender: set "
-                "`rollout.workers.max_workers: 1` and `rollout.workers.num_gpus` below 1"
+                "`sync.backend: ipc` reaches engines of one process on one GPU: set "
+                "`tensor_parallel_size` and `pipeline_parallel_size` in `rollout.workers.vllm` to 1"
             )
         for key, train in (("train", self.train), ("warm_start.train", self.warm_start)):
             settings = train.train if isinstance(train, WarmStartConfig) else train

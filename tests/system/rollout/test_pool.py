@@ -84,6 +84,8 @@ def test_synced_workers_sample_what_a_worker_that_loaded_the_version_samples(
     specs = make_specs(8)
     before = list(pair.roll(specs))
     pair.sync(other_model)
+    assert len(pair.parity) == 2  # what each engine's probe found
+    assert all(0 < report.mean < report.max < 0.001 for report in pair.parity.values())
     synced = list(pair.roll(specs))
     pair.sync(tiny_model)
     back = list(pair.roll(specs))
