@@ -56,7 +56,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
     assert not (folder / "owner.json").exists()
-    assert wait_freed(memory) == set()
+    assert wait_freed(memory) == []
 
     with started([*resume, *settings], log) as driver:
         wait_for(driver, log, lambda pid: bool(named("ray::write_relabeled", pid)))
@@ -68,7 +68,7 @@ def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path:
         said = stop(driver, log, signal.SIGTERM)
     assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
     assert len(stored_ids(folder, BASE_EVAL)) == EVAL_PROBLEMS
-    assert wait_freed(memory) == set()
+    assert wait_freed(memory) == []
 
 
 def test_ctrl_c_reaches_a_run_that_has_trained(tmp_path: Path) -> None:

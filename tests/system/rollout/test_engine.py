@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ray
-
-from rise_ray.config.settings import ModelConfig, SamplingConfig, WorkersConfig
-from rise_ray.mdp import FinishReason, WeightVersion
+from rise_ray.config.settings import SamplingConfig
+from rise_ray.mdp import FinishReason
 from rise_ray.rollout.episode import Completion, Request
-from tests.system.conftest import MAX_MODEL_LEN
+from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.worker import RolloutWorker
+from tests.system.rollout.conftest import on_a_worker
 
 SAMPLES, MOST = 64, 40
 PROMPT = (10, 11, 12)
 
 
-def _sample(path: str, ends: Sequence[int]) -> list[list[Completion]]:
-    from rise_ray.rollout.engine import Engine
-
-    model = ModelConfig(path=path, max_model_len=MAX_MODEL_LEN)
-    workers = WorkersConfig(vllm={"enforce_eager": True})
-    engine = Engine(path, model, workers, "object_store", seed=0)
+def _sample(worker: RolloutWorker, ends: Sequence[int]) -> list[list[Completion]]:
+    engine = worker._engine
     for end in ends:
         request = Request(0, False, PROMPT, SAMPLES, seed=1)
         engine.submit(str(end), request, SamplingConfig(max_tokens=MOST), end)
@@ -31,11 +27,10 @@ def _sample(path: str, ends: Sequence[int]) -> list[list[Completion]]:
 
 
 def test_a_response_ends_with_the_end_of_turn_that_the_model_does_not_list(
-    tiny_model: WeightVersion,
+    pair: RolloutPool,
 ) -> None:
     eos, other = 2, 50  # the model's own end of sequence, and a word of its vocabulary
-    task = ray.remote(num_cpus=1, max_calls=1)(_sample)
-    own, by_word = ray.get(task.remote(tiny_model.checkpoint, [eos, other]))
+    own, by_word = on_a_worker(pair, _sample, [eos, other])
     for completions, ends in ((own, {eos}), (by_word, {eos, other})):
         assert len(completions) == SAMPLES
         for completion in completions:

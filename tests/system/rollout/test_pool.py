@@ -20,10 +20,11 @@ from rise_ray.errors import ClusterError, RolloutError, SyncError
 from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.buckets import Manifest
 from rise_ray.sync.source import WeightServer
-from tests.system.processes import losing, named, send
-from tests.system.rollout.conftest import MakePool, make_specs
+from tests.system.processes import losing, named
+from tests.system.rollout.conftest import MakePool, make_specs, on_a_worker
 
 LONG = {"turns": 4, "max_tokens": 96}  # many of these outlast an exchange
 
@@ -59,61 +60,55 @@ def losing_workers(number: signal.Signals, losses: int) -> AbstractContextManage
     return losing("RolloutWorker", "ray::RolloutWorker.exchange", number, losses)
 
 
-def test_the_same_specs_sample_the_same_tokens_in_any_order_on_any_number_of_workers(
-    pair: RolloutPool, make_pool: MakePool
+def test_the_same_specs_sample_the_same_tokens_in_any_order_and_others_by_another_seed(
+    pair: RolloutPool,
 ) -> None:
     specs = make_specs(24)
     shuffled = random.Random(1).sample(specs, len(specs))
     first = sampled(pair.roll(specs))
-    again = sampled(make_pool("alone", episodes_in_flight=3).roll(shuffled))
     other = sampled(pair.roll(make_specs(24, seed=1)))
     assert first.keys() == ids(specs)
-    assert first == again
+    assert first == sampled(pair.roll(shuffled))
     responses = [response for rows in first.values() for response in rows]
     assert len(set(responses)) == len(responses)  # attempts and candidates have their own seeds
     assert all(first[i] != other[i] for i in first)
 
 
-def test_synced_workers_sample_what_a_worker_that_loaded_the_version_samples(
-    pair: RolloutPool,
-    make_pool: MakePool,
-    tiny_model: WeightVersion,
-    other_model: WeightVersion,
+def test_whoever_joins_or_dies_the_samples_are_those_of_the_version(
+    pair: RolloutPool, tiny_model: WeightVersion, other_model: WeightVersion
 ) -> None:
-    """The loader joins late: it was still starting with version 0 when the pool was synced."""
-    specs = make_specs(8)
+    """Two synced workers, one that survives the other, and one that loaded the version."""
+    specs = make_specs(12, **LONG)
+    lost = pair.lost_workers
     before = list(pair.roll(specs))
     pair.sync(other_model)
     assert len(pair.parity) == 2  # what each engine's probe found
     assert all(0 < report.mean < report.max < 0.001 for report in pair.parity.values())
     synced = list(pair.roll(specs))
     pair.sync(tiny_model)
-    back = list(pair.roll(specs))
-    assert (versions(before), versions(synced), versions(back)) == ({0}, {2}, {0})
-    assert sampled(before) == sampled(back)
+    assert (versions(before), versions(synced)) == ({0}, {2})
     assert sampled(before) != sampled(synced)
 
-    pool = make_pool("late", max_workers=2, episodes_in_flight=4, min_workers=1)
-    others = workers()
-    pool.wait_ready()
-    (ready,) = [w for w in workers() if w not in others]
-    assert versions(pool.roll(specs)) == {0}  # eight episodes ask for a second worker
-    pool.sync(other_model)
-    send(ready, signal.SIGKILL)
-    late = list(pool.roll(specs))
+    with losing_workers(signal.SIGKILL, 1):
+        rolled = list(pair.roll(specs))
+    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+    assert sampled(rolled) == sampled(before)  # synced back, and each episode once
+    assert pair.lost_workers == lost + 1
+
+    # The lost one's replacement starts with version 0 still when the pool is synced.
+    survivor = on_a_worker(pair, process_id)
+    pair.sync(other_model)
+    os.kill(survivor, signal.SIGKILL)
+    late = list(pair.roll(specs))
     assert versions(late) == {2}
     assert sampled(late) == sampled(synced)
+    assert pair.lost_workers == lost + 2
+    pair.sync(tiny_model)
 
 
-def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
-    pair: RolloutPool, make_pool: MakePool
-) -> None:
-    specs = make_specs(24, **LONG)
-    pool = make_pool("killed", episodes_in_flight=16, max_attempts=2)
-    with losing_workers(signal.SIGKILL, 1):
-        rolled = list(pool.roll(specs))
-    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
-    assert sampled(rolled) == sampled(pair.roll(specs))
+def process_id(worker: RolloutWorker) -> int:
+    """On the worker."""
+    return os.getpid()
 
 
 class Poison(str):

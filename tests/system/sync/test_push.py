@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,25 +23,8 @@ from tests.system.sync.sync_harness import (
 SEQUENCES = (tuple(range(3, 40)), tuple(range(60, 20, -1)))
 
 
-@ray.remote(num_cpus=0.1, runtime_env={"env_vars": ENGINE_ENV})
-def source_differs(model: str) -> list[str]:
-    """Names of tensors that `CheckpointSource` gives otherwise than safetensors' own reader."""
-    import torch
-    from safetensors.torch import load_file
-
-    from rise_ray.sync.push import CheckpointSource
-    from rise_ray.sync.source import Checkpoint
-
-    expected = load_file(Path(model) / "model.safetensors")
-    source = CheckpointSource(Checkpoint(Path(model)), "cpu")
-    got = dict(source)
-    assert [meta.name for meta in source.metadata()] == list(got)
-    assert got.keys() == expected.keys()
-    return [name for name in expected if not torch.equal(expected[name], got[name])]
-
-
-def test_vllm_gets_the_checkpoints_own_tensors(models: dict[str, str]) -> None:
-    assert ray.get(source_differs.remote(models["a"])) == []
+def test_vllm_gets_the_checkpoints_own_tensors(models: dict[str, str], engine: Any) -> None:
+    assert ray.get(engine.source_differs.remote(models["a"])) == []
 
 
 class Meeting:
