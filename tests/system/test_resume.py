@@ -45,7 +45,7 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
         *COMMAND,
         f"storage={tmp_path}",
         *RISE_ALONE,
-        # An evaluation is rolled as a collection is. What is sampled does not depend on these. One episode at a time, so that rolling lasts;
+        # What is sampled does not depend on these. One episode at a time, so that rolling lasts;
         "rollout.workers.episodes_in_flight=1",
         # workers that stay and take new weights in small buckets, so that syncing lasts.
         "rollout.release_during_training=false",
@@ -55,6 +55,7 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
     resume = [*command, "--resume"]
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
 
+    # An evaluation is rolled as a collection is.
     orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, 1, Phase.COLLECT)))
     refused = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert refused.returncode == 1
