@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import psutil
@@ -99,9 +99,11 @@ def is_loopback(ip: str) -> bool:
 
 
 @contextmanager
-def losing(actor: str, title: str, number: signal.Signals, losses: int) -> Iterator[None]:
-    """Signal `losses` actors that do not run yet, each when it is first seen as `title`."""
-    others, lost = named(f"ray::{actor}"), []
+def losing(
+    title: str, number: signal.Signals, losses: int = 1, others: Sequence[psutil.Process] = ()
+) -> Iterator[None]:
+    """Signal `losses` actors but the `others`, each when it is first seen as `title`."""
+    lost: list[psutil.Process] = []
 
     def lose(over: threading.Event) -> None:
         while len(lost) < losses and not over.wait(0.01):

@@ -51,7 +51,7 @@ def test_a_relabeling_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) 
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
-    with losing("write_relabeled", "ray::write_relabeled", signal.SIGKILL, 1):
+    with losing("ray::write_relabeled", signal.SIGKILL):
         struck = relabel(tmp_path / "struck", deadline_s=120.0)
     assert struck == relabel(tmp_path / "whole", deadline_s=120.0)
 
