@@ -21,8 +21,8 @@ import ray
 
 from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.rollout.engine import Engine
-from rise_ray.sync.buckets import TensorSpec, plan_buckets
-from rise_ray.sync.receiver import SyncReport, sync_engine
+from rise_ray.sync.buckets import SyncReport, TensorSpec, plan_buckets
+from rise_ray.sync.receiver import sync_engine
 from rise_ray.sync.source import Checkpoint, start_weight_server
 
 GOAL = 1.3

@@ -110,6 +110,17 @@ class Bucket:
             yield spec, self.payload[offset : offset + spec.nbytes], digest
 
 
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one sync moved into one engine, and in how many seconds."""
+
+    version: int
+    tensors: int
+    buckets: int
+    nbytes: int
+    seconds: float
+
+
 def checksum(data: NDArray[np.uint8]) -> str:
     """XXH3 (128 bits, hexadecimal) of a tensor's bytes: it finds damage, and no hostile change.
 

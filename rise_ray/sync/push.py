@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.base import TrainerInitInfo, WeightTransfe
 from vllm.utils.network_utils import get_ip, get_open_port
 
 from rise_ray.models.locate import model_folder
-from rise_ray.sync.receiver import SyncReport
+from rise_ray.sync.buckets import SyncReport
 from rise_ray.sync.source import Checkpoint
 
 

@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rise_ray.errors import SyncError
-from rise_ray.sync.buckets import Bucket, Manifest
+from rise_ray.sync.buckets import Bucket, Manifest, SyncReport
 from rise_ray.sync.source import pull
 
 if TYPE_CHECKING:
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 _VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass(frozen=True, slots=True)
-class SyncReport:
-    """What one sync moved into one engine, and in how many seconds."""
-
-    version: int
-    tensors: int
-    buckets: int
-    nbytes: int
-    seconds: float
 
 
 def sync_engine(engine: LLMEngine, server: Any, deadline_s: float) -> SyncReport:

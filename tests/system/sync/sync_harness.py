@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from rise_ray.errors import SyncError
-from rise_ray.sync.buckets import Bucket
+from rise_ray.sync.buckets import Bucket, SyncReport
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
@@ -18,7 +18,7 @@ from rise_ray.sync.parity import (
     engine_logprobs,
     reference_logprobs,
 )
-from rise_ray.sync.receiver import SyncReport, WeightReceiver, sync_engine, update_engine
+from rise_ray.sync.receiver import WeightReceiver, sync_engine, update_engine
 from rise_ray.sync.source import pull, start_weight_server
 
 ENGINE_ENV = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,15 +25,27 @@ from tests.system.sync.sync_harness import (
 SEQUENCES = (tuple(range(3, 40)), tuple(range(60, 20, -1)))
 
 
-def test_vllm_gets_the_checkpoints_own_tensors(models: dict[str, str], engine: Any) -> None:
-    assert ray.get(engine.source_differs.remote(models["a"])) == []
+@ray.remote(num_cpus=0.1, max_concurrency=3, runtime_env={"env_vars": ENGINE_ENV})
+class Sender:
+    """Of vLLM's own backends, without a GPU; and two engines of two processes each, as it is."""
 
+    def source_differs(self, model: str) -> list[str]:
+        """Names of tensors that `CheckpointSource` gives otherwise than safetensors' own reader."""
+        import torch
+        from safetensors.torch import load_file
 
-class Meeting:
-    """Two engines of two processes each, in one actor: they meet a sender as vLLM's workers do."""
+        from rise_ray.sync.push import CheckpointSource
+        from rise_ray.sync.source import Checkpoint
 
-    def push(self, me: Any) -> list[int]:
-        """The sender's part, after vLLM's `NCCLTrainerWeightTransferEngine.trainer_init`."""
+        expected = load_file(Path(model) / "model.safetensors")
+        source = CheckpointSource(Checkpoint(Path(model)), "cpu")
+        got = dict(source)
+        assert [meta.name for meta in source.metadata()] == list(got)
+        assert got.keys() == expected.keys()
+        return [name for name in expected if not torch.equal(expected[name], got[name])]
+
+    def meet(self, me: Any) -> list[int]:
+        """The ranks of all who meet, as `NCCLTrainerWeightTransferEngine.trainer_init` has them."""
         from vllm.utils.network_utils import get_open_port
 
         from rise_ray.sync.push import EngineClient
@@ -45,6 +59,7 @@ class Meeting:
         return ranks
 
     def init_weight_transfer_engine(self, request: Any) -> None:
+        """An engine's part: each of its two processes joins."""
         info = request.init_info
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda own: _join(info["rank_offset"] + own, info), range(2)))
@@ -59,14 +74,20 @@ def _join(rank: int, info: dict[str, Any]) -> list[int]:
     return list(group.all_gather_obj(rank))
 
 
-def test_every_process_of_every_engine_has_a_rank_of_its_own(ray_runtime: None) -> None:
-    """With vLLM's own client two engines join as the same ranks, and the meeting never ends."""
-    meeting = ray.remote(num_cpus=0.1, max_concurrency=3)(Meeting).options(
-        runtime_env={"env_vars": ENGINE_ENV}
-    )
-    handle = meeting.remote()
-    assert ray.get(handle.push.remote(handle)) == [0, 1, 2, 3, 4]
+@pytest.fixture(scope="module")
+def sender(ray_runtime: None) -> Iterator[Any]:
+    handle = Sender.remote()
+    yield handle
     ray.kill(handle)
+
+
+def test_vllm_gets_the_checkpoints_own_tensors(sender: Any, models: dict[str, str]) -> None:
+    assert ray.get(sender.source_differs.remote(models["a"])) == []
+
+
+def test_every_process_of_every_engine_has_a_rank_of_its_own(sender: Any) -> None:
+    """With vLLM's own client two engines join as the same ranks, and wait for the others."""
+    assert ray.get(sender.meet.remote(sender)) == [0, 1, 2, 3, 4]
 
 
 def test_an_ipc_sender_is_on_the_workers_node_and_sees_its_gpu(ray_runtime: None) -> None:
@@ -83,7 +104,7 @@ def test_an_ipc_sender_is_on_the_workers_node_and_sees_its_gpu(ray_runtime: None
 
     sender = ray.remote(num_cpus=0, max_calls=1, **beside(place))(seen)
     assert ray.get(sender.remote()) == (place.node, "3")
-    elsewhere = ray.remote(num_cpus=0, max_calls=1, **beside(EnginePlace("f" * 56, "3")))(seen)
+    elsewhere = ray.remote(num_cpus=0, max_calls=1, **beside(EnginePlace("a" * 56, "3")))(seen)
     with pytest.raises(TaskUnschedulableError):
         ray.get(elsewhere.remote())
     ray.kill(handle)
