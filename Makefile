@@ -52,11 +52,16 @@ test test-all: export HF_HUB_OFFLINE := 1
 test test-all: export WANDB_MODE := offline
 test test-all: export OMP_NUM_THREADS := 1
 
+# Each process of pytest has a Ray of its own; see tests/README.md. System tests come first, since they
+# are long, and unit tests fill what is left.
+PROCESSES ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+
 test: install lint ## lint, then the unit and system tests that are not slow
-	$(BIN)/pytest tests/unit tests/system -m "not slow and not gpu"
+	$(PYTEST) tests/system tests/unit -m "not slow and not gpu"
 
 test-all: install ## the slow tests that `make test` leaves out
-	$(BIN)/pytest -m "slow and not gpu"
+	$(PYTEST) tests/system tests/unit -m "slow and not gpu"
 
 lock: ## rewrite requirements/*.lock from pyproject.toml
 	PYTHON=$(PYTHON) requirements/lock.sh

@@ -16,10 +16,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import rise_ray.config.settings
 from rise_ray import __version__
 from rise_ray.cli.arguments import ArgumentParser
 from rise_ray.cluster.stop import Stopped, handle_signals, stop_signals
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rise_ray.report.console import Console
     from rise_ray.run.journal import Run
 
+_PACKAGE = Path(__file__).parents[1]
 _RUN = """\
 Run a config: collect, relabel, train, evaluate, report. A run does, in this order:
 
@@ -70,8 +71,8 @@ any setting is overridden as key.sub=value (the value is YAML):
   rise-ray run jobs/gsm8k_8b.yaml storage=s3://bucket/runs ray.autoscaling=true --resume
   rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
 
-every setting with its meaning and default:
-  {rise_ray.config.settings.__file__}
+every setting with its meaning and default, those of recipes in {_PACKAGE / "recipes"}:
+  {_PACKAGE / "config" / "settings.py"}
 
 exit status: 0 done, 1 the run failed, 2 the command or the config is wrong,
 130 stopped by Ctrl-C, 143 stopped by SIGTERM

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rise_ray.config.recipe import RecipeConfig, recipe_class
+from rise_ray.config.recipe import DEFAULT, RecipeConfig, recipe_class
 from rise_ray.config.secrets import redact, secrets_in
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
@@ -225,9 +225,9 @@ def _at(value: Any, part: str) -> Any:
 
 def _chosen(group: type[BaseModel], value: Any) -> type[BaseModel]:
     """A recipe's own class, where `value` names one."""
-    if issubclass(group, RecipeConfig) and isinstance(value, dict) and "name" in value:
-        return recipe_class(str(value["name"]))
-    return group
+    if not issubclass(group, RecipeConfig):
+        return group
+    return recipe_class(str(value.get("name", DEFAULT)) if isinstance(value, dict) else DEFAULT)
 
 
 def _kind(group: type[BaseModel]) -> str:

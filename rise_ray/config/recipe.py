@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from rise_ray.config.base import Settings
 
+DEFAULT = "rise"
 BUILT_IN = {
     "rise": "rise_ray.recipes.rise:Rise",
     "rejection_sampling": "rise_ray.recipes.rejection_sampling:RejectionSampling",
@@ -68,4 +69,12 @@ def load_recipe(settings: Any) -> RecipeConfig:
     return recipe_class(settings["name"]).model_validate(dict(settings))
 
 
+def load_own_recipe(settings: Any) -> RecipeConfig:
+    """The run's own recipe, which is RISE where no name is given."""
+    if isinstance(settings, Mapping):
+        settings = {"name": DEFAULT} | dict(settings)
+    return load_recipe(settings)
+
+
 AnyRecipe = Annotated[SerializeAsAny[RecipeConfig], BeforeValidator(load_recipe)]
+OwnRecipe = Annotated[SerializeAsAny[RecipeConfig], BeforeValidator(load_own_recipe)]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rise_ray.config.base import Settings
-from rise_ray.config.recipe import AnyRecipe, load_recipe
+from rise_ray.config.recipe import AnyRecipe, OwnRecipe, load_own_recipe
 from rise_ray.mdp import MAIN_TRACK
 
 
@@ -294,8 +294,8 @@ class RunConfig(Settings):
     model: ModelConfig
     warm_start: WarmStartConfig | None = None
     """Fine-tune the model on demonstrations first; null: start from the model as it is."""
-    recipe: AnyRecipe = Field(default_factory=lambda: load_recipe({"name": "rise"}))
-    """The method, by its name in `rise_ray/recipes/`, with its own settings."""
+    recipe: OwnRecipe = Field(default_factory=lambda: load_own_recipe({}))
+    """The method (default: `rise`), by its name in `rise_ray/recipes/`, with its own settings."""
     controls: tuple[AnyRecipe, ...] = ()
     """Recipes on tracks of their own, with the same problems and as many sampled tokens."""
     iterations: int = Field(default=2, ge=0)
@@ -330,12 +330,14 @@ class RunConfig(Settings):
             raise ValueError(
                 f"`sync.backend: {self.sync.backend}` needs `rollout.workers.num_gpus`"
             )
-        if self.sync.backend == "ipc" and (
-            self.rollout.workers.max_workers > 1 or self.rollout.workers.num_gpus >= 1
-        ):
+        vllm = self.rollout.workers.vllm
+        if self.sync.backend == "ipc" and {
+            vllm.get("tensor_parallel_size", 1),
+            vllm.get("pipeline_parallel_size", 1),
+        } != {1}:
             raise ValueError(
-                "`sync.backend: ipc` shares one GPU between one worker and the sender: set "
-                "`rollout.workers.max_workers: 1` and `rollout.workers.num_gpus` below 1"
+                "`sync.backend: ipc` reaches engines of one process on one GPU: set "
+                "`tensor_parallel_size` and `pipeline_parallel_size` in `rollout.workers.vllm` to 1"
             )
         for key, train in (("train", self.train), ("warm_start.train", self.warm_start)):
             settings = train.train if isinstance(train, WarmStartConfig) else train

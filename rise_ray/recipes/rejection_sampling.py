@@ -6,7 +6,7 @@ as the method has, every different right answer found is used, for as long as it
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,7 @@ class RejectionSampling(RecipeConfig):
     """Most different right answers of a problem to train on; null: all."""
     layout: Literal["single", "chat"] = "single"
     """An answer a row, or a problem's answers as a chat of independent attempts."""
-    epochs: float | Literal["equal_tokens"] = Field(default=8.0, gt=0)
+    epochs: Annotated[float, Field(gt=0)] | Literal["equal_tokens"] = 8.0
     """Passes over the answers; `equal_tokens`, for a control: until it has trained on as many
     tokens as the method it is compared with, which may be very often."""
 

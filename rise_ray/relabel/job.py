@@ -197,7 +197,7 @@ def _write(rows: Iterator[pa.Table], output: Folder, drop_duplicates: bool) -> R
         if drop_duplicates:
             new = _unseen(table, seen)
             dropped["duplicate"] += len(new) - sum(new)
-            table = table.filter(pa.array(new))
+            table = table.filter(pa.array(new, pa.bool_()))
         pending = table if pending is None else pa.concat_tables([pending, table])
         while pending.num_rows >= EXAMPLES_PER_PART:
             parts.append(_part(output, len(parts), pending.slice(0, EXAMPLES_PER_PART), weights))

@@ -28,12 +28,13 @@ from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
+    Probed,
+    check_moved,
     check_parity,
     default_tolerance,
     engine_logprobs,
 )
-from rise_ray.sync.receiver import WeightReceiver
-from rise_ray.sync.update import commit_version, sync_engine
+from rise_ray.sync.receiver import WeightReceiver, commit_version, sync_engine
 from rise_ray.verify.actor import VerifierHandle
 from rise_ray.verify.client import Verification
 
@@ -88,6 +89,7 @@ class RolloutWorker(WeightReceiver):
         self._finished: list[Trajectory] = []
         self._verification = Verification(verifiers)
         self._keys = itertools.count()
+        self._probed: Probed | None = None
 
     def start(self) -> ParityReport:
         """Load the engine with the worker's version, and probe it.
@@ -122,17 +124,23 @@ class RolloutWorker(WeightReceiver):
         """Probe weights that have arrived; episodes from now on carry their version.
 
         Raises:
-            SyncError: the engine's log-probabilities are not those of the version.
+            SyncError: the engine's log-probabilities are not those of the version, or still those
+                of the version before.
         """
         self.version = version
         return self._probe()
 
     def _probe(self) -> ParityReport:
         reference = ParityReference.load(Folder(self.version.parity))
-        scored = engine_logprobs(self.engine, reference.sequences)
+        got = engine_logprobs(self.engine, reference.sequences)
         dtype = resolve_dtype(self._model.dtype, self._workers.num_gpus)
         tolerance = self._sync.parity_tolerance or default_tolerance(dtype)
-        return check_parity(reference, scored, tolerance, self.name, self.version.iteration)
+        report = check_parity(reference, got, tolerance, self.name, self.version.iteration)
+        probe = Probed(self.version.iteration, reference, got)
+        if self._probed is not None:
+            check_moved(self._probed, probe, self.name)
+        self._probed = probe
+        return report
 
     def exchange(self, specs: Sequence[EpisodeSpec]) -> Progress:
         """Start `specs`, run for a moment, return the trajectories that have ended."""

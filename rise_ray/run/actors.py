@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
@@ -21,7 +22,7 @@ from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.run.journal import Run
 from rise_ray.store.files import Folder
-from rise_ray.sync.parity import PARITY_FILE, reference_in_task
+from rise_ray.sync.parity import PARITY_FILE, drift_record, reference_in_task
 from rise_ray.tasks.base import Task
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
 
@@ -94,6 +95,11 @@ class Actors:
         if self._run.teacher_tokens:
             counters["teacher_tokens"] = self._run.teacher_tokens
         return counters
+
+    def drift(self) -> dict[str, Any]:
+        """How far the engines of the last weights were from the trainer; empty if none started."""
+        reports = self._pool.parity if self._pool else {}
+        return {"parity_drift": drift_record(reports.values())} if reports else {}
 
     def _pools(self) -> list[RolloutPool]:
         return [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
@@ -173,7 +179,10 @@ def given_model(
     assert model.path is not None
     checkpoint = shared_model(model.path)
     if not parity.exists(PARITY_FILE):
-        sequences = probe(load_chat(locate_tokenizer(checkpoint), model, checkpoint))
+        chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
+        sequences = [
+            ids[: model.max_model_len - 1] for ids in probe(chat)
+        ]  # a teacher's is its own
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
         reference = reference_in_task(
             checkpoint, sequences, dtype, model.trust_remote_code, deadline_s

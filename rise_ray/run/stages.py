@@ -300,7 +300,8 @@ class Stages:
             self.console.rolled,
         )
         after = self._actors.counters()
-        return {**counts, **{name: after[name] - before.get(name, 0) for name in after}}
+        spent = {name: after[name] - before.get(name, 0) for name in after}
+        return {**counts, **spent, **self._actors.drift()}
 
     def _affordable_candidates(self, spec: Roll) -> int:
         """As many as, with the attempt, cost the tokens that the compared track has sampled.
@@ -355,9 +356,15 @@ class Stages:
         return {}
 
     def _probe(self, chat: ChatFormat) -> tuple[tuple[int, ...], ...]:
-        """The parity probe's sequences: held-out prompts."""
-        problems = self._problems(self.config.evaluation.split)
-        return parity_sequences([chat.prompt_ids(self.task.prompt(p)) for p in problems[:64]])
+        """The parity probe's sequences: held-out problems, each with a response."""
+        chats = [
+            (
+                chat.prompt_ids(self.task.prompt(problem)),
+                chat.response_ids(self.task.reference_response(problem) or problem.reference),
+            )
+            for problem in self._problems(self.config.evaluation.split)[:64]
+        ]
+        return parity_sequences(chats, self.config.model.max_model_len)
 
     def _card(self, stage: str, start: str) -> dict[str, str]:
         return {

@@ -6,9 +6,11 @@ of them listen on the loopback interface only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -87,7 +89,7 @@ class Nodes:
         self._head: Node | None = None
         self._workers: list[Node] = []
         self._replace_at: list[float] = []
-        port, client_port, agent_port = _free_ports(3)
+        port, client_port, agent_port = free_ports(3)
         self.address = f"{LOOPBACK}:{port}"
         # Other users of this machine reach its services: none of them may send this cluster work.
         self.environment = _environment(self.address, secrets.token_hex(32))
@@ -171,7 +173,7 @@ class Nodes:
         self._workers.remove(node)
 
     def _add(self) -> Node:
-        agent_port = _free_ports(1)[0]
+        agent_port = free_ports(1)[0]
         ports = [f"--address={self.address}", f"--dashboard-agent-listen-port={agent_port}"]
         node = self._start([*self._worker, *ports])
         self._workers.append(node)
@@ -215,9 +217,18 @@ def _environment(address: str, token: str) -> dict[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody has, outside those that are given out by itself.
+
+    So none is taken between this and the start of the service that it is for.
+    """
+    ports = random.sample(range(20_000, 32_000), 100)
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
+        bound: list[int] = []
+        for port in ports:
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind((LOOPBACK, port))
+                bound.append(port)
+            if len(bound) == count:
+                return bound
+    raise ClusterError(f"no {count} free ports among {min(ports)} to {max(ports)}")

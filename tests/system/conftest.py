@@ -1,11 +1,14 @@
 """What all system tests share, because starting it dominates their time.
 
 One Ray runtime, two tiny random models, one verifier, one whole run; and a look, at the end, that
-no process of ours is left.
+no process of ours is left, and nothing in the user's home. Where pytest has several processes,
+each has its own Ray, and the rest is started in one of them.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,12 +44,47 @@ SCRATCH = ScratchConfig(
 )
 
 
+SHARED = {
+    "pair": "pool",
+    "models": "sync",
+    "miniature_run": "run",
+    "in_own_process": "state",
+}
+"""Fixtures that are dear to start, and the name of the tests that share them."""
+
+os.environ |= {
+    # Actors run at the priority of the tests beside them; Ray's own default would starve them.
+    "RAY_worker_niceness": "0",
+    # Without a token a local Ray makes one, and keeps it in the user's home for any later Ray.
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what is dear run in the process that started it."""
+    for item in items:
+        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Every process that a test started has ended, Ray's, vLLM's and the verifiers' included."""
+    """Every process that a test started has ended, Ray's, vLLM's and the verifiers' included.
+
+    In the user's home Ray's folder is as it was.
+    """
+    before = rays_files_at_home()
     yield
     left = wait_gone(descendants())
     assert not left, f"still running: {left}"
+    assert rays_files_at_home() == before
+
+
+def rays_files_at_home() -> dict[Path, int]:
+    """When each was written, in nanoseconds."""
+    files = (Path.home() / ".ray").rglob("*")
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.fixture(scope="session")

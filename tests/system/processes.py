@@ -7,12 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import psutil
 
-from tests.chaos.processes import shared_memory_files
+from tests.chaos.processes import shared_memory_files, unused
 
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
@@ -40,12 +40,21 @@ def wait_gone(processes: list[psutil.Process], within_s: float = 120.0) -> list[
     return [f"{process.pid} {_command(process)}" for process in left]
 
 
-def wait_freed(before: set[str], within_s: float = 120.0) -> set[str]:
-    """Wait until all shared memory that was not there `before` is unlinked; what is left."""
+def wait_freed(before: set[str], within_s: float = 120.0) -> list[str]:
+    """Wait until all shared memory that was not there `before` is unlinked; what is left.
+
+    To be called when the processes that had it are gone: what is in use is of other tests.
+    """
     deadline = time.monotonic() + within_s
-    while (left := shared_memory_files() - before) and time.monotonic() < deadline:
+    while (left := unused(shared_memory_files() - before)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
+
+
+def shared_memory_of(pid: int) -> set[str]:
+    """The files of shared memory that a process and those below it map."""
+    maps = [one.memory_maps() for one in [*_itself(pid), *descendants(pid)]]
+    return {mapped.path for of_one in maps for mapped in of_one} & shared_memory_files()
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
@@ -90,9 +99,11 @@ def is_loopback(ip: str) -> bool:
 
 
 @contextmanager
-def losing(actor: str, title: str, number: signal.Signals, losses: int) -> Iterator[None]:
-    """Signal `losses` actors that do not run yet, each when it is first seen as `title`."""
-    others, lost = named(f"ray::{actor}"), []
+def losing(
+    title: str, number: signal.Signals, losses: int = 1, others: Sequence[psutil.Process] = ()
+) -> Iterator[None]:
+    """Signal `losses` actors but the `others`, each when it is first seen as `title`."""
+    lost: list[psutil.Process] = []
 
     def lose(over: threading.Event) -> None:
         while len(lost) < losses and not over.wait(0.01):

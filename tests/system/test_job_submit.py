@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 from rise_ray.config.loading import load_config
 from rise_ray.run.journal import Run
 from tests.chaos.leftovers import left_in_cluster
+from tests.chaos.nodes import free_ports
 from tests.system.driver import parts_of
 from tests.system.miniature import COLLECT, JOB, REPOSITORY, SETTINGS
 from tests.system.processes import descendants, wait_gone
@@ -29,14 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BIN = Path(sys.executable).parent
 TOKEN = secrets.token_hex(32)  # the head's own: nothing else on this machine can send it jobs
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def environment() -> dict[str, str]:

@@ -12,8 +12,16 @@ import pytest
 
 from rise_ray.cluster.stop import DEADLINE_S
 from tests.chaos.processes import shared_memory_files
-from tests.system.driver import COMMAND, environment, parts_of, started, stored_ids, wait_for
-from tests.system.miniature import BASE_EVAL, EVAL_PROBLEMS
+from tests.system.driver import (
+    COMMAND,
+    Reached,
+    environment,
+    parts_of,
+    started,
+    stored_ids,
+    wait_for,
+)
+from tests.system.miniature import COLLECT, PROBLEMS
 from tests.system.processes import descendants, named, wait_freed, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -39,65 +47,53 @@ def stop(driver: subprocess.Popen[bytes], log: Path, number: signal.Signals) -> 
     return said.splitlines()[-1]
 
 
-def test_a_second_driver_is_refused_and_a_stopped_one_hands_its_run_on(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
+    tmp_path: Path,
+) -> None:
+    """The same run, stopped in whatever it does, and each time taken up where it was."""
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
-    resume = [*COMMAND, f"storage={tmp_path}", "--resume"]
-    settings = ["wandb={mode: offline}", "rollout.workers.episodes_in_flight=1"]
+    command = [*COMMAND, f"storage={tmp_path}", "evaluation.problems=2", "wandb={mode: offline}"]
+    resume = [*command, "rollout.workers.episodes_in_flight=1", "--resume"]
     memory = shared_memory_files()
 
-    with started([*resume, *settings], log) as driver:
-        wait_for(driver, log, lambda pid: bool(parts_of(folder, BASE_EVAL)))
-        second = subprocess.run(
-            [*resume, *settings], capture_output=True, text=True, env=environment()
-        )
+    def stopped_when(reached: Reached, number: signal.Signals, *settings: str) -> None:
+        with started([*resume, *settings], log) as driver:
+            wait_for(driver, log, reached)
+            said = stop(driver, log, number)
+        assert said == f"rise-ray: stopped by {number.name}; the same command with --resume goes on"
+        assert not (folder / "owner.json").exists()
+        assert wait_freed(memory) == []
+
+    with started(resume, log) as driver:
+        wait_for(driver, log, lambda pid: bool(parts_of(folder, COLLECT)))
+        second = subprocess.run(resume, capture_output=True, text=True, env=environment())
         assert second.returncode == 1
         assert f"another driver works on this run: process {driver.pid} on" in second.stderr
         assert ", since 20" in second.stderr
-        said = stop(driver, log, signal.SIGTERM)
-    assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
-    assert not (folder / "owner.json").exists()
-    assert wait_freed(memory) == set()
-
-    with started([*resume, *settings], log) as driver:
-        wait_for(driver, log, lambda pid: bool(named("ray::write_relabeled", pid)))
         stop(driver, log, signal.SIGTERM)
+    assert not (folder / "owner.json").exists()
+    assert wait_freed(memory) == []
+
+    stopped_when(lambda pid: bool(named("ray::write_relabeled", pid)), signal.SIGTERM)
     assert not (folder / "examples" / "iteration-1" / "manifest.json").exists()
 
-    with started([*resume, *settings], log) as driver:
-        wait_for(driver, log, lambda pid: bool(named("ray::RayTrainWorker", pid)))
-        said = stop(driver, log, signal.SIGTERM)
-    assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
-    assert len(stored_ids(folder, BASE_EVAL)) == EVAL_PROBLEMS
-    assert wait_freed(memory) == set()
+    stopped_when(waits_for_resources, signal.SIGTERM, *SPOT_NODES)
+
+    stopped_when(lambda pid: bool(named("ray::RayTrainWorker", pid)), signal.SIGTERM)
+    assert len(stored_ids(folder, COLLECT)) == PROBLEMS
+
+    # While workers start after a training: Ray Train would take SIGINT over for good.
+    trained = folder / "checkpoints" / "iteration=1"
+    stopped_when(
+        lambda pid: trained.exists() and bool(named("ray::RolloutWorker.start", pid)),
+        signal.SIGINT,
+    )
 
 
-def test_ctrl_c_reaches_a_run_that_has_trained(tmp_path: Path) -> None:
-    """While workers start after a training: Ray Train would take SIGINT over for good."""
-    log = tmp_path / "run.log"
-    trained = tmp_path / "miniature" / "checkpoints" / "iteration=1"
-    settings = [
-        "evaluation.problems=2",
-        "rollout.release_during_training=true",
-        f"storage={tmp_path}",
-    ]
-    with started([*COMMAND, *settings], log) as driver:
-        wait_for(driver, log, lambda pid: trained.exists())
-        wait_for(driver, log, lambda pid: bool(named("ray::RolloutWorker.start", pid)))
-        said = stop(driver, log, signal.SIGINT)
-    assert said == "rise-ray: stopped by SIGINT; the same command with --resume goes on"
+SPOT_NODES = ["ray.autoscaling=true", "train.resources={spot: 1}"]
+"""They do not come: the training waits, and Ray Train's controller hears nothing meanwhile."""
 
 
-def test_a_training_that_waits_for_its_resources_is_stopped_in_time(tmp_path: Path) -> None:
-    """As on a cluster whose spot nodes do not come: Ray Train's controller then hears nothing."""
-    log = tmp_path / "run.log"
-    settings = [
-        "evaluation.problems=2",
-        "ray.autoscaling=true",
-        "train.resources={spot: 1}",
-        f"storage={tmp_path}",
-    ]
-    with started([*COMMAND, *settings], log) as driver:
-        wait_for(driver, log, lambda pid: bool(named("ray::TrainController", pid)))
-        time.sleep(3)
-        said = stop(driver, log, signal.SIGTERM)
-    assert said == "rise-ray: stopped by SIGTERM; the same command with --resume goes on"
+def waits_for_resources(driver: int) -> bool:
+    """Whether the driver has had a controller for three seconds."""
+    return any(time.time() - c.create_time() > 3 for c in named("ray::TrainController", driver))

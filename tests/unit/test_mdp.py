@@ -77,7 +77,7 @@ def test_a_wide_window_is_no_window(prompt: tuple[int, ...], turns: list[Turn]) 
 def test_an_episodes_id_says_what_it_is_and_nothing_else() -> None:
     assert (
         trajectory_id("r", Place("rejection_sampling", 2, "eval"), "p/7", 3)
-        == "r/iteration=2/control_eval/p/7/3"
+        == "r/rejection_sampling=2/eval/p/7/3"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import ray
 
 from rise_ray.config.settings import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
 from rise_ray.feedback.constant import Constant
@@ -85,15 +86,14 @@ def make_pool(new_pool: MakePool) -> Iterator[MakePool]:
 
 @pytest.fixture(scope="session")
 def pair(new_pool: MakePool) -> Iterator[RolloutPool]:
-    """A running pool of two workers with version 0 that forgives no loss."""
-    pool = new_pool(
-        "pair",
-        min_workers=2,
-        max_workers=2,
-        episodes_in_flight=8,
-        max_attempts=1,
-        progress_deadline_s=8.0,
-    )
+    """A running pool of two workers with version 0. A test that takes one leaves another."""
+    pool = new_pool("pair", min_workers=2, max_workers=2, episodes_in_flight=4, max_attempts=2)
     pool.wait_ready()
     yield pool
     pool.release()
+
+
+def on_a_worker(pool: RolloutPool, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work(worker, *arguments)` returns in the process of the pool's oldest worker."""
+    handle: Any = next(iter(pool._members.values())).handle
+    return ray.get(handle.__ray_call__.remote(work, *arguments))

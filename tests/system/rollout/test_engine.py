@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import ray
 
-from rise_ray.config.settings import ModelConfig, SamplingConfig, WorkersConfig
+from rise_ray.config.settings import SamplingConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason, WeightVersion
+from rise_ray.rollout.engine import Engine
+from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.requests import EngineRequest, Sample, ScoreLabels, ScoreSpans
+from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.parity import reference_logprobs
-from tests.system.conftest import MAX_MODEL_LEN
+from tests.system.rollout.conftest import on_a_worker
 
 SAMPLES, MOST = 64, 40
 PROMPT = (10, 11, 12)
@@ -22,35 +27,19 @@ HOT = SamplingConfig(max_tokens=MOST, temperature=1.7, top_p=0.9)
 TOLERANCE = 1e-3  # nats, float32 on both sides
 
 
-class Host:
-    """An engine in a process of its own."""
-
-    def __init__(self, path: str) -> None:
-        from rise_ray.rollout.engine import Engine
-
-        model = ModelConfig(path=path, max_model_len=MAX_MODEL_LEN)
-        settings = WorkersConfig(vllm={"enforce_eager": True})
-        self.engine = Engine(path, model, settings, "object_store", seed=0)
-
-    def answer(self, requests: Sequence[EngineRequest], end: int) -> list[list[Any]]:
-        """The replies, all requests side by side."""
-        for number, request in enumerate(requests):
-            self.engine.submit(str(number), request, end)
-        found: dict[str, list[Any]] = {}
-        while self.engine.busy:
-            found.update(self.engine.step())
-        return [found[str(number)] for number in range(len(requests))]
+def _answers(worker: RolloutWorker, requests: Sequence[EngineRequest], end: int) -> list[list[Any]]:
+    engine = worker._engine
+    for number, request in enumerate(requests):
+        engine.submit(str(number), request, end)
+    found: dict[str, list[Any]] = {}
+    while engine.busy:
+        found.update(engine.step())
+    return [found[str(number)] for number in range(len(requests))]
 
 
-@pytest.fixture(scope="module")
-def host(tiny_model: WeightVersion) -> Iterator[Any]:
-    actor = ray.remote(num_cpus=1)(Host).remote(tiny_model.checkpoint)
-    yield actor
-    ray.kill(actor)
-
-
-def _ask(host: Any, *requests: EngineRequest, end: int = EOS) -> list[list[Any]]:
-    return ray.get(host.answer.remote(requests, end))
+def _ask(pair: RolloutPool, *requests: EngineRequest, end: int = EOS) -> list[list[Any]]:
+    """The replies, to requests that are under way side by side."""
+    return on_a_worker(pair, _answers, requests, end)
 
 
 def _sample(n: int = SAMPLES, sampling: SamplingConfig | None = None, **more: Any) -> Sample:
@@ -69,8 +58,10 @@ def _by_hugging_face(
     return ray.get(ray.remote(num_cpus=1, max_calls=1)(score).remote())
 
 
-def test_a_response_ends_with_the_end_of_turn_that_the_model_does_not_list(host: Any) -> None:
-    (own,), (by_word,) = _ask(host, _sample()), _ask(host, _sample(), end=OTHER)
+def test_a_response_ends_with_the_end_of_turn_that_the_model_does_not_list(
+    pair: RolloutPool,
+) -> None:
+    (own,), (by_word,) = _ask(pair, _sample()), _ask(pair, _sample(), end=OTHER)
     for completions, ends in ((own, {EOS}), (by_word, {EOS, OTHER})):
         assert len(completions) == SAMPLES
         for completion in completions:
@@ -82,8 +73,8 @@ def test_a_response_ends_with_the_end_of_turn_that_the_model_does_not_list(host:
     assert any(completion.token_ids[-1] == OTHER for completion in by_word)
 
 
-def test_a_step_ends_with_a_token_of_its_own(host: Any) -> None:
-    own, by_step = _ask(host, _sample(), _sample(stop=(OTHER, 51)))
+def test_a_step_ends_with_a_token_of_its_own(pair: RolloutPool) -> None:
+    own, by_step = _ask(pair, _sample(), _sample(stop=(OTHER, 51)))
     for plain, step in zip(own, by_step, strict=True):
         end = next((n for n, i in enumerate(plain.token_ids) if i in (OTHER, 51)), None)
         if end is None:
@@ -94,23 +85,25 @@ def test_a_step_ends_with_a_token_of_its_own(host: Any) -> None:
     assert sum(len(c.token_ids) for c in by_step) < sum(len(c.token_ids) for c in own)
 
 
-def test_an_opening_is_sampled_on_and_one_of_no_tokens_changes_nothing(host: Any) -> None:
+def test_an_opening_is_sampled_on_and_one_of_no_tokens_changes_nothing(pair: RolloutPool) -> None:
     opening = (20, 21, 22)
     longer = Sample(0, False, (*PROMPT, *opening), SAMPLES, 1, SamplingConfig(max_tokens=MOST))
     opened, state, empty, none = _ask(
-        host, _sample(opening_ids=opening), longer, _sample(opening_ids=()), _sample()
+        pair, _sample(opening_ids=opening), longer, _sample(opening_ids=()), _sample()
     )
     assert [c.token_ids for c in opened] == [c.token_ids for c in state]
     assert [c.token_ids for c in empty] == [c.token_ids for c in none]
     assert [c.token_ids for c in opened] != [c.token_ids for c in none]
 
 
-def test_scores_are_the_models_own_log_probabilities(host: Any, tiny_model: WeightVersion) -> None:
+def test_scores_are_the_models_own_log_probabilities(
+    pair: RolloutPool, tiny_model: WeightVersion
+) -> None:
     """Before temperature and top-p; requests of all kinds share the engine's batches."""
     labels, spans = (60, 6, 33), ((1, 3), (2, 20), (5, 6))
     text = tuple(range(30, 50))
     completions, (greedy,), among, more, sums = _ask(
-        host,
+        pair,
         _sample(4, HOT),
         _sample(1, SamplingConfig(max_tokens=MOST, temperature=0.0)),
         ScoreLabels(0, -1, text, labels),
@@ -140,15 +133,15 @@ def test_scores_are_the_models_own_log_probabilities(host: Any, tiny_model: Weig
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:
-    import math
 
     return math.log(sum(math.exp(value) for value in values))
 
 
-def test_what_a_log_probability_means_is_not_a_setting(tiny_model: WeightVersion) -> None:
-    from rise_ray.rollout.engine import Engine
+def _engine(worker: RolloutWorker, **vllm: Any) -> Engine:
+    path = worker.version.checkpoint
+    return Engine(path, worker._model, WorkersConfig(vllm=vllm), "object_store", seed=0)
 
-    workers = WorkersConfig(vllm={"logprobs_mode": "processed_logprobs"})
-    model = ModelConfig(path=tiny_model.checkpoint, max_model_len=MAX_MODEL_LEN)
+
+def test_what_a_log_probability_means_is_not_a_setting(pair: RolloutPool) -> None:
     with pytest.raises(ConfigError, match="logprobs_mode are set by rise-ray itself"):
-        Engine(tiny_model.checkpoint, model, workers, "object_store", seed=0)
+        on_a_worker(pair, partial(_engine, logprobs_mode="processed_logprobs"))

@@ -21,10 +21,11 @@ from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
+from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.buckets import Manifest
 from rise_ray.sync.source import WeightServer
-from tests.system.processes import losing, named, send
-from tests.system.rollout.conftest import MakePool, make_specs
+from tests.system.processes import losing, named
+from tests.system.rollout.conftest import MakePool, make_specs, on_a_worker
 
 LONG = {"turns": 4, "max_tokens": 96}  # many of these outlast an exchange
 
@@ -56,63 +57,59 @@ def workers() -> list[psutil.Process]:
     return named("ray::RolloutWorker")
 
 
-def losing_workers(number: signal.Signals, losses: int) -> AbstractContextManager[None]:
-    return losing("RolloutWorker", "ray::RolloutWorker.exchange", number, losses)
+def losing_a_worker(number: signal.Signals) -> AbstractContextManager[None]:
+    return losing("ray::RolloutWorker.exchange", number)
 
 
-def test_the_same_specs_sample_the_same_tokens_in_any_order_on_any_number_of_workers(
-    pair: RolloutPool, make_pool: MakePool
+def test_the_same_specs_sample_the_same_tokens_in_any_order_and_others_by_another_seed(
+    pair: RolloutPool,
 ) -> None:
     specs = make_specs(24)
     shuffled = random.Random(1).sample(specs, len(specs))
     first = sampled(pair.roll(specs))
-    again = sampled(make_pool("alone", episodes_in_flight=3).roll(shuffled))
     other = sampled(pair.roll(make_specs(24, seed=1)))
     assert first.keys() == ids(specs)
-    assert first == again
+    assert first == sampled(pair.roll(shuffled))
     responses = [response for rows in first.values() for response in rows]
     assert len(set(responses)) == len(responses)  # attempts and candidates have their own seeds
     assert all(first[i] != other[i] for i in first)
 
 
-def test_synced_workers_sample_what_a_worker_that_loaded_the_version_samples(
-    pair: RolloutPool,
-    make_pool: MakePool,
-    tiny_model: WeightVersion,
-    other_model: WeightVersion,
+def test_whoever_joins_or_dies_the_samples_are_those_of_the_version(
+    pair: RolloutPool, tiny_model: WeightVersion, other_model: WeightVersion
 ) -> None:
-    """The loader joins late: it was still starting with version 0 when the pool was synced."""
-    specs = make_specs(8)
+    """Two synced workers, one that survives the other, and one that loaded the version."""
+    specs = make_specs(12, **LONG)
+    lost = pair.lost_workers
     before = list(pair.roll(specs))
     pair.sync(other_model)
+    assert len(pair.parity) == 2  # what each engine's probe found
+    assert all(0 < report.mean < report.max < 0.001 for report in pair.parity.values())
     synced = list(pair.roll(specs))
     pair.sync(tiny_model)
-    back = list(pair.roll(specs))
-    assert (versions(before), versions(synced), versions(back)) == ({0}, {2}, {0})
-    assert sampled(before) == sampled(back)
+    assert (versions(before), versions(synced)) == ({0}, {2})
     assert sampled(before) != sampled(synced)
 
-    pool = make_pool("late", max_workers=2, episodes_in_flight=4, min_workers=1)
-    others = workers()
-    pool.wait_ready()
-    (ready,) = [w for w in workers() if w not in others]
-    assert versions(pool.roll(specs)) == {0}  # eight episodes ask for a second worker
-    pool.sync(other_model)
-    send(ready, signal.SIGKILL)
-    late = list(pool.roll(specs))
+    with losing_a_worker(signal.SIGKILL):
+        rolled = list(pair.roll(specs))
+    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
+    assert sampled(rolled) == sampled(before)  # synced back, and each episode once
+    assert pair.lost_workers == lost + 1
+
+    # The lost one's replacement starts with version 0 still when the pool is synced.
+    survivor = on_a_worker(pair, process_id)
+    pair.sync(other_model)
+    os.kill(survivor, signal.SIGKILL)
+    late = list(pair.roll(specs))
     assert versions(late) == {2}
     assert sampled(late) == sampled(synced)
+    assert pair.lost_workers == lost + 2
+    pair.sync(tiny_model)
 
 
-def test_a_killed_workers_episodes_all_come_back_once_and_unchanged(
-    pair: RolloutPool, make_pool: MakePool
-) -> None:
-    specs = make_specs(24, **LONG)
-    pool = make_pool("killed", episodes_in_flight=16, max_attempts=2)
-    with losing_workers(signal.SIGKILL, 1):
-        rolled = list(pool.roll(specs))
-    assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
-    assert sampled(rolled) == sampled(pair.roll(specs))
+def process_id(worker: RolloutWorker) -> int:
+    """On the worker."""
+    return os.getpid()
 
 
 class Poison(str):
@@ -166,28 +163,23 @@ class DroppingServer(WeightServer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_worker_that_answers_nothing_is_ended_and_too_many_losses_stop_the_phase(
+def test_a_worker_that_waits_for_its_consumer_is_kept_and_one_that_answers_nothing_is_ended(
     make_pool: MakePool,
 ) -> None:
-    pool = make_pool("stalled", episodes_in_flight=16, max_attempts=1, progress_deadline_s=4.0)
-    stopped = pytest.raises(RolloutError, match=r"`max_error_share` = 0\.05.*no answer for 4 s")
-    with losing_workers(signal.SIGSTOP, 1), stopped:
-        list(pool.roll(make_specs(24, **LONG)))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_consumer_slower_than_the_progress_deadline_loses_no_worker(pair: RolloutPool) -> None:
     """A teacher may think for minutes between two trajectories; the workers are not to blame."""
+    pool = make_pool("stalled", episodes_in_flight=16, max_attempts=1, progress_deadline_s=8.0)
     specs = make_specs(24, **LONG)
-    before = workers()
     rolled = []
-    for trajectory in pair.roll(specs):
+    for trajectory in pool.roll(specs):
         if not rolled:
-            time.sleep(10.0)  # the pair's progress deadline is 8 s
+            time.sleep(10.0)
         rolled.append(trajectory)
     assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
-    assert workers() == before
+    assert pool.lost_workers == 0
+
+    stopped = pytest.raises(RolloutError, match=r"`max_error_share` = 0\.05.*no answer for 8 s")
+    with losing_a_worker(signal.SIGSTOP), stopped:
+        list(pool.roll(make_specs(24, **LONG)))
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 import pytest
@@ -17,8 +16,16 @@ from rise_ray.mdp import StopReason, WeightVersion
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker
 from tests.chaos.processes import shared_memory_files
-from tests.system.processes import beside, descendants, named, send, wait_freed, wait_gone
-from tests.system.rollout.conftest import MakePool, make_specs
+from tests.system.processes import (
+    beside,
+    descendants,
+    named,
+    send,
+    shared_memory_of,
+    wait_freed,
+    wait_gone,
+)
+from tests.system.rollout.conftest import MakePool, make_specs, on_a_worker
 from tests.system.rollout.test_pool import LONG, ids, sampled, versions, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -62,8 +69,7 @@ def test_an_engine_that_answers_but_makes_no_tokens_is_replaced(
 ) -> None:
     pool = make_pool("frozen", episodes_in_flight=16, max_attempts=2, progress_deadline_s=8.0)
     (worker,) = started_by(pool)
-    handle: Any = next(iter(pool._members.values())).handle
-    handle.__ray_call__.remote(freeze)
+    on_a_worker(pool, freeze)
     specs = make_specs(8)
     rolled = list(pool.roll(specs))
     assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
@@ -113,7 +119,7 @@ def test_a_worker_that_hangs_before_a_push_is_named_and_not_waited_for(
 
 
 def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
-    make_pool: MakePool, pair: RolloutPool
+    make_pool: MakePool,
 ) -> None:
     """A tensor-parallel engine has processes of its own: losing one is losing the worker.
 
@@ -131,6 +137,7 @@ def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     )
     (worker,) = started_by(pool)
     engine = [process for process in descendants(worker.pid) if process.children() == []]
+    assert shared_memory_of(worker.pid)
     specs = make_specs(24, **LONG)
 
     def kill(over: threading.Event) -> None:
@@ -145,6 +152,5 @@ def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     assert sampled(rolled).keys() == ids(specs)
     assert pool.lost_workers == 1
     assert wait_gone([worker, *engine]) == []
-    assert shared_memory_files() - memory
     pool.release()
-    assert wait_freed(memory) == set()
+    assert wait_freed(memory) == []

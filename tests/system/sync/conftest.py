@@ -12,12 +12,12 @@ import ray
 from tests.system.sync.sync_harness import EngineHost, ModelMaker
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def maker(ray_runtime: None) -> Any:
     return ModelMaker.remote()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models(maker: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two versions of an untied and of a tied model."""
     root: Path = tmp_path_factory.mktemp("models")
@@ -28,15 +28,19 @@ def models(maker: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     }
 
 
-@pytest.fixture
-def host() -> Iterator[Any]:
-    """Makes engines, and ends them with the test."""
-    hosts: list[Any] = []
+@pytest.fixture(scope="session")
+def engine(models: dict[str, str]) -> Iterator[Any]:
+    """An engine that loaded the untied model `a`; a test that syncs it syncs it back."""
+    yield from _host(models["a"])
 
-    def make(model: str) -> Any:
-        hosts.append(EngineHost.remote(model))
-        return hosts[-1]
 
-    yield make
-    for handle in hosts:
-        ray.kill(handle)
+@pytest.fixture(scope="session")
+def tied_engine(models: dict[str, str]) -> Iterator[Any]:
+    """An engine that loaded the tied model `tied-a`."""
+    yield from _host(models["tied-a"])
+
+
+def _host(model: str) -> Iterator[Any]:
+    host = EngineHost.remote(model)
+    yield host
+    ray.kill(host)

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from rise_ray.errors import SyncError
-from rise_ray.sync.buckets import Bucket
+from rise_ray.sync.buckets import Bucket, SyncReport
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
@@ -18,8 +18,8 @@ from rise_ray.sync.parity import (
     engine_logprobs,
     reference_logprobs,
 )
+from rise_ray.sync.receiver import WeightReceiver, sync_engine, update_engine
 from rise_ray.sync.source import pull, start_weight_server
-from rise_ray.sync.update import SyncReport, sync_engine, update_engine
 
 ENGINE_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -75,7 +75,6 @@ def make_engine(model: str, backend: str) -> Any:
 
 def push_host(backend: str) -> Any:
     """The actor class of a worker that one of vLLM's own GPU backends pushes to."""
-    from rise_ray.sync.push import WeightReceiver
 
     class PushHost(WeightReceiver):
         def __init__(self, model: str) -> None:
@@ -124,6 +123,28 @@ class EngineHost:
         except SyncError as error:
             return str(error)
         return "no error"
+
+    def forgive(self, server: Any) -> None:
+        """After a damaged sync: let the model answer again, with whole weights."""
+        core = self._engine.engine_core.engine_core  # type: ignore[attr-defined]
+        model = core.model_executor.driver_worker.worker.model_runner.model
+        model._forward_pre_hooks.clear()
+        self.sync(server)
+
+    def source_differs(self, model: str) -> list[str]:
+        """Names of tensors that `CheckpointSource` gives otherwise than safetensors' own reader."""
+        import torch
+        from safetensors.torch import load_file
+
+        from rise_ray.sync.push import CheckpointSource
+        from rise_ray.sync.source import Checkpoint
+
+        expected = load_file(Path(model) / "model.safetensors")
+        source = CheckpointSource(Checkpoint(Path(model)), "cpu")
+        got = dict(source)
+        assert [meta.name for meta in source.metadata()] == list(got)
+        assert got.keys() == expected.keys()
+        return [name for name in expected if not torch.equal(expected[name], got[name])]
 
     def parity(self, reference: ParityReference, version: int) -> ParityReport:
         got = self.logprobs(reference.sequences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,79 +32,84 @@ def largest_difference(left: Any, right: Any) -> float:
 
 
 def test_a_synced_engine_equals_one_that_loaded_the_checkpoint(
-    models: dict[str, str], maker: Any, host: Any
+    models: dict[str, str], maker: Any, engine: Any
 ) -> None:
     """Log-probabilities are Hugging Face's, and a sync gives what a fresh load gives."""
-    running, fresh = host(models["a"]), host(models["b"])
     of_a = ray.get(maker.reference.remote(models["a"], SEQUENCES))
     of_b = ray.get(maker.reference.remote(models["b"], SEQUENCES))
-    assert largest_difference(ray.get(running.logprobs.remote(SEQUENCES)), of_a.logprobs) < 1e-4
-    before = ray.get(running.greedy.remote(PROMPT, "before"))
+    fresh = ray.get(engine.logprobs.remote(SEQUENCES))
+    assert largest_difference(fresh, of_a.logprobs) < 1e-4
+    before = ray.get(engine.greedy.remote(PROMPT, "before"))
 
-    busy = ray.get(running.sync_while_busy.remote(serve(models["b"], 7)))
+    busy = ray.get(engine.sync_while_busy.remote(serve(models["b"], 7)))
     assert "requests under way" in busy
 
-    report = ray.get(running.sync.remote(serve(models["b"], 7)))
+    report = ray.get(engine.sync.remote(serve(models["b"], 7)))
     tensors = Checkpoint(Path(models["b"])).tensors
     assert (report.version, report.tensors) == (7, len(tensors))
     assert report.buckets == len(plan_buckets(tensors, BUCKET_BYTES)) > 2
     print(f"sync of {report.nbytes} bytes in {report.buckets} buckets: {report.seconds:.3f} s")
 
-    synced = ray.get(running.logprobs.remote(SEQUENCES))
+    synced = ray.get(engine.logprobs.remote(SEQUENCES))
     assert largest_difference(synced, of_b.logprobs) < 1e-4
-    assert largest_difference(synced, ray.get(fresh.logprobs.remote(SEQUENCES))) < 1e-6
-    ids, version = ray.get(running.greedy.remote(PROMPT, "after"))
-    assert ids == ray.get(fresh.greedy.remote(PROMPT, "fresh"))[0] != before[0]
+    ids, version = ray.get(engine.greedy.remote(PROMPT, "after"))
+    assert ids != before[0]
     assert version == "7"
 
-    assert ray.get(running.parity.remote(of_b, 7)).mean < 1e-4
+    assert ray.get(engine.parity.remote(of_b, 7)).mean < 1e-4
     with pytest.raises(SyncError, match=r"host-0 does not hold weight version 7.*worst is token"):
-        ray.get(running.parity.remote(of_a, 7))  # the reference of other weights
+        ray.get(engine.parity.remote(of_a, 7))  # the reference of other weights
 
-    ray.get(running.sync.remote(serve(models["a"], 8)))  # back again: nothing of b is left
-    assert ray.get(running.parity.remote(of_a, 8)).max < 1e-4
-    assert ray.get(running.greedy.remote(PROMPT, "back")) == (before[0], "8")
+    ray.get(engine.sync.remote(serve(models["a"], 8)))  # back again: nothing of b is left
+    assert largest_difference(ray.get(engine.logprobs.remote(SEQUENCES)), fresh) < 1e-6
+    assert ray.get(engine.greedy.remote(PROMPT, "back")) == (before[0], "8")
 
 
 def test_tied_embeddings_reach_the_packed_head(
-    models: dict[str, str], maker: Any, host: Any
+    models: dict[str, str], maker: Any, tied_engine: Any
 ) -> None:
     """vLLM's CPU build keeps the old packed head of a tied model; our backend renews it."""
     assert "lm_head.weight" not in {t.name for t in Checkpoint(Path(models["tied-b"])).tensors}
-    engine = host(models["tied-a"])
     reference = ray.get(maker.reference.remote(models["tied-b"], SEQUENCES))
     with pytest.raises(SyncError, match="does not hold weight version 0"):
-        ray.get(engine.parity.remote(reference, 0))
+        ray.get(tied_engine.parity.remote(reference, 0))
     for version in (1, 2):
-        ray.get(engine.sync.remote(serve(models["tied-b"], version)))
-        assert ray.get(engine.parity.remote(reference, version)).max < 1e-4
+        ray.get(tied_engine.sync.remote(serve(models["tied-b"], version)))
+        assert ray.get(tied_engine.parity.remote(reference, version)).max < 1e-4
+
+
+@pytest.fixture
+def damaged(models: dict[str, str], engine: Any) -> Iterator[Any]:
+    """`engine`, whose next sync is damaged: afterwards it is as if it had been replaced."""
+    yield engine
+    ray.get(engine.forgive.remote(serve(models["a"], 9)))
 
 
 @pytest.mark.parametrize(
     ("damage", "error"), [("corrupted", "wrong checksum"), ("dropped", "never arrived")]
 )
 def test_a_damaged_transfer_is_refused_by_name_and_the_engine_stops_answering(
-    models: dict[str, str], host: Any, damage: str, error: str
+    models: dict[str, str], damaged: Any, damage: str, error: str
 ) -> None:
-    engine = host(models["a"])
     bucket = plan_buckets(Checkpoint(Path(models["b"])).tensors, BUCKET_BYTES)[1]
-    message = ray.get(engine.sync_damaged.remote(serve(models["b"], 3), damage))
+    assert len(ray.get(damaged.logprobs.remote(SEQUENCES))) == len(SEQUENCES)
+    message = ray.get(damaged.sync_damaged.remote(serve(models["b"], 3), damage))
     assert error in message
     assert "version 3" in message
     assert f"`{bucket[0].name}`" in message
     with pytest.raises(RayTaskError, match="weights are mixed"):
-        ray.get(engine.logprobs.remote(SEQUENCES))
+        ray.get(damaged.logprobs.remote(SEQUENCES))
 
 
 def test_a_checkpoint_that_lacks_a_part_of_a_fused_layer_is_refused_by_name(
-    models: dict[str, str], host: Any, tmp_path: Path
+    models: dict[str, str], damaged: Any, tmp_path: Path
 ) -> None:
     """Without the check, vLLM would compute with an uninitialised key projection."""
     tensors = load_file(Path(models["b"]) / "model.safetensors")
     del tensors["model.layers.1.self_attn.k_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     shutil.copyfile(Path(models["b"]) / "config.json", tmp_path / "config.json")
-    message = ray.get(host(models["a"]).sync_damaged.remote(serve(str(tmp_path), 3), "none"))
+    message = ray.get(damaged.sync_damaged.remote(serve(str(tmp_path), 3), "none"))
     assert "lacks parameters of the model: `model.layers.1.self_attn.qkv_proj" in message
 
 

@@ -22,7 +22,7 @@ from rise_ray.store.examples import read_manifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.train import rendezvous
 from rise_ray.train.job import TrainJob, TrainResult, train
-from tests.system.processes import losing
+from tests.system.processes import losing, named
 from tests.system.train.reference import plain_steps, plan_of
 from tests.system.train.slow_meeting import SlowRendezvous
 
@@ -203,7 +203,7 @@ def test_a_worker_that_is_lost_while_it_starts_is_started_again(
     update = {"max_failures": 1, "progress_deadline_s": progress_deadline_s}
     config = CONFIG.model_copy(update=update)
     job = make_job(tmp_path, tiny_model, examples_folder(make_examples(60)), config=config)
-    with losing("RayTrainWorker", title, number, 1):
+    with losing(title, number, others=named("ray::RayTrainWorker")):
         result = train(job)
     assert "are started again" in caplog.text
     groups = placement_group_table().values()

@@ -49,7 +49,7 @@ def test_a_training_row_leads_to_everything_that_made_it(record: RunRecord) -> N
         "rule": "best_of_n",
         "problem": "p3",
         "trajectory": "demo/iteration=1/collect/p3/0",
-        "iteration": 1,
+        "place": "iteration-1/collect",
         "turn": 1,
         "candidate": 0,
         "seed": 101,
@@ -74,8 +74,8 @@ def test_a_version_leads_to_the_checkpoint_that_sampled(record: RunRecord) -> No
     assert by_collection == {
         ("iteration=1", "collect"): "some/model",
         ("iteration=2", "collect"): f"{folder}/checkpoints/iteration=1",
-        ("iteration=1", "control"): "some/model",
-        ("iteration=2", "control"): f"{folder}/checkpoints/control=1",
+        ("rejection_sampling=1", "collect"): "some/model",
+        ("rejection_sampling=2", "collect"): f"{folder}/checkpoints/rejection_sampling=1",
     }
 
 
@@ -113,7 +113,8 @@ def test_a_row_that_is_not_its_stored_response_is_an_error(record: RunRecord) ->
 def test_a_demonstration_has_no_trajectory_and_no_weights(tmp_path: Path) -> None:
     run = Run(hand_made.config_of(str(tmp_path)), resume=False)
     name = "demonstration/0"
-    origin = Provenance(*("demonstration", "demonstration", name, "p7", 0, 0, -1, None, 0, -1, ""))
+    place = Place("iteration", 0, "demonstrations")
+    origin = Provenance(*("demonstration",) * 2, name, "p7", place, 0, -1, None, 0, -1, "")
     shown = Example(name, (1, 2, 3), (Span(1, 3, 1.0),), origin)
     write_example_parts(run.folder / "examples" / "warm-start", [shown], 0)
     run.stage("warm-start/train", dict)
@@ -168,6 +169,5 @@ def test_the_command_says_what_is_wrong(
 
 def _of(record: RunRecord, row: TrainingRow) -> object:
     origin = row.example.provenance
-    phase = Phase.CONTROL if row.stage.startswith("control") else Phase.COLLECT
     store = TrajectoryStore(record.folder / "trajectories")
     return next(t for t in store.read(origin.place) if t.id == origin.trajectory_id)

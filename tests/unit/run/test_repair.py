@@ -213,7 +213,7 @@ def test_records_that_a_crash_took_come_back_alone(run: Run) -> None:
     lines = run.folder.read("metrics.jsonl").splitlines(keepends=True)
     run.folder.write("metrics.jsonl", b"".join(lines[:-2]))
     (said,) = repair(run)
-    assert "control/eval, run/report" in said
+    assert "rejection_sampling-2/eval, run/report" in said
     assert len(read_metrics(run.folder)) == len(lines)
 
 

@@ -11,9 +11,12 @@ from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.mdp import Place, Trajectory, derive_seed, trajectory_id
 from rise_ray.relabel.examples import relabel_all
+from rise_ray.relabel.rule import RuleContext
 from rise_ray.report.tracking import new_record, write_metrics
 from rise_ray.run.journal import REPORT, Run
-from rise_ray.run.plans import rollout_phases
+from rise_ray.run.plans import of_kind, rolled_places
+from rise_ray.run.specs import Rows
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.commit import Committer
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
@@ -28,7 +31,7 @@ WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(8)  # a safetenso
 def config_of(storage: str, *overrides: str) -> RunConfig:
     text = (
         f"{{name: demo, storage: '{storage}', iterations: 2, task: {{name: countdown}}, "
-        "model: {path: some/model}, control: {enabled: true}}"
+        "model: {path: some/model}, controls: [{name: rejection_sampling}]}"
     )
     return parse_config(text, list(overrides), source="test")
 
@@ -36,9 +39,9 @@ def config_of(storage: str, *overrides: str) -> RunConfig:
 def make_run(storage: str) -> Run:
     """Five problems, two iterations on pooled data, the control."""
     run = Run(config_of(storage), resume=False)
-    for key, (place) in rollout_phases(run.config).items():
+    for key, place in rolled_places(stages_of(run.config)).items():
         if key.endswith("/collect"):
-            _iteration(run, key.removesuffix("/collect"), place)
+            _iteration(run, place)
         else:
             roll(run, key, place)
     run.folder.write(REPORT, b"<html>")
@@ -51,7 +54,7 @@ def make_run(storage: str) -> Run:
 def episodes(place: Place, problems: int = PROBLEMS) -> list[Trajectory]:
     """Two turns on each problem, with two candidates at both."""
     return [
-        _placed(rolled("3 | 7 4", f"{n} | 7 7", phase=phase, problem=f"p{n}"), iteration)
+        _placed(rolled("3 | 7 4", f"{n} | 7 7", place=place, problem=f"p{n}"))
         for n in range(problems)
     ]
 
@@ -70,14 +73,20 @@ def roll(run: Run, key: str, place: Place) -> None:
 def relabel(run: Run, stage: str, trajectories: Sequence[Trajectory]) -> None:
     """A relabel stage."""
     seed = derive_seed(run.config.seed, "relabel", stage)
-    examples = relabel_all(trajectories, run.config.relabel, 100, seed).examples
+    (rule,) = {s.rule for s in of_kind(Rows, stages_of(run.config)) if s.place.stage == stage}
+    examples = relabel_all(trajectories, rule, 100, RuleContext(seed)).examples
     write_example_parts(run.folder / "examples" / stage, examples, seed)
     run.stage(f"{stage}/relabel", lambda: {"examples": len(examples), "seconds": 1.0})
 
 
-def _iteration(run: Run, stage: str, place: Place) -> None:
-    roll(run, f"{stage}/collect", place)
-    pooled = [t for i in range(1, iteration + 1) for t in run.trajectories.read(i, phase)]
+def _iteration(run: Run, place: Place) -> None:
+    stage = place.stage
+    roll(run, str(place), place)
+    pooled = [
+        trajectory
+        for iteration in range(1, place.iteration + 1)
+        for trajectory in run.trajectories.read(replace(place, iteration=iteration))
+    ]
     relabel(run, stage, pooled)
     with TemporaryDirectory() as path:
         (Path(path) / "config.json").write_text("{}")
@@ -87,16 +96,16 @@ def _iteration(run: Run, stage: str, place: Place) -> None:
     run.stage(f"{stage}/train", lambda: {"seconds": 1.0})
 
 
-def _placed(trajectory: Trajectory, iteration: int) -> Trajectory:
-    """In an iteration, sampled by the weights of the one before it."""
-    problem, phase = trajectory.problem.id, trajectory.phase
+def _placed(trajectory: Trajectory) -> Trajectory:
+    """Sampled by the weights of the iteration before its own."""
+    version = max(0, trajectory.place.iteration - 1)
     turns = tuple(
         replace(
             turn,
-            attempt=replace(turn.attempt, weight_version=iteration - 1),
-            candidates=tuple(replace(c, weight_version=iteration - 1) for c in turn.candidates),
+            attempt=replace(turn.attempt, weight_version=version),
+            candidates=tuple(replace(c, weight_version=version) for c in turn.candidates),
         )
         for turn in trajectory.turns
     )
-    name = trajectory_id("demo", place, problem, 0)
-    return replace(trajectory, id=name, run="demo", iteration=iteration, turns=turns)
+    name = trajectory_id("demo", trajectory.place, trajectory.problem.id, 0)
+    return replace(trajectory, id=name, run="demo", turns=turns)
