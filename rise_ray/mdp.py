@@ -210,38 +210,12 @@ class WeightVersion:
     parity: str
 
 
-class SegmentKind(StrEnum):
-    """What a run of tokens in a state is."""
-
-    PROMPT = "prompt"
-    ATTEMPT = "attempt"
-    FEEDBACK = "feedback"
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of tokens with one origin."""
-
-    kind: SegmentKind
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the model sees before it writes: the prompt, then attempt, feedback, attempt, ..."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The segments' ids, concatenated."""
-        return tuple(i for segment in self.segments for i in segment.token_ids)
-
-
-def state_at(
+def state_ids(
     prompt_ids: Sequence[int], turns: Sequence[Turn], turn: int, window: int | None
-) -> State:
-    """The state in which turn number `turn` (from 0) is taken.
+) -> tuple[int, ...]:
+    """What the model sees when turn number `turn` (from 0) is taken, in tokens.
+
+    The prompt, and each earlier attempt that is shown with the feedback after it.
 
     Args:
         prompt_ids: the rendered prompt up to and including the first assistant header.
@@ -252,11 +226,10 @@ def state_at(
     Without a window a state's ids extend those of the state before it.
     """
     first = 0 if window is None else max(0, turn - (window - 1))
-    segments = [Segment(SegmentKind.PROMPT, tuple(prompt_ids))]
+    ids = list(prompt_ids)
     for earlier in turns[first:turn]:
-        segments.append(Segment(SegmentKind.ATTEMPT, earlier.attempt.token_ids))
-        segments.append(Segment(SegmentKind.FEEDBACK, earlier.feedback_ids))
-    return State(tuple(segments))
+        ids += (*earlier.attempt.token_ids, *earlier.feedback_ids)
+    return tuple(ids)
 
 
 def trajectory_id(run: str, place: Place, problem_id: str, sample: int) -> str:

@@ -243,6 +243,9 @@ class EvaluationConfig(Settings):
     """Independent first answers (mK@t1, pass@K)."""
     window: int | None = Field(default=None, ge=1)
     """Turns a state shows, the current one included; null shows all."""
+    feedback: str = "constant"
+    """What is said between turns: `constant` or `neutral` (the task's sentence), `oracle` (whether
+    the answer was right: such figures are no longer the model's own), or one of the task's own."""
     sampling: SamplingConfig = SamplingConfig()
     """Of both."""
     bootstrap: int = Field(default=2000, ge=100)

@@ -107,7 +107,7 @@ def eval_record(
         model: `base`, `iteration-1`, ..., `<track>-<iteration>`.
         split: the problems' split.
         result: its metrics.
-        feedback: the feedback mode or text between turns.
+        feedback: the name of what was said between turns (`rise_ray.feedback.base`).
         window: turns a state showed, the current one included; None, all.
         sampling: the sampling settings.
     """

@@ -16,8 +16,6 @@ from rise_ray.feedback.oracle import Oracle
 from rise_ray.mdp import Attempt, Problem
 from rise_ray.tasks.base import Task
 
-BUILT_IN = ("constant", "neutral", "oracle")
-
 
 class Feedback(Protocol):
     """The user's message after an attempt."""
@@ -43,14 +41,14 @@ class Feedback(Protocol):
 
 @runtime_checkable
 class OwnFeedback(Protocol):
-    """A task with kinds of feedback of its own."""
+    """A task with kinds of feedback of its own, or with its own words for `oracle`."""
 
     def own_feedback(self, problem: Problem) -> Mapping[str, Constant | Oracle]:
-        """By the name under which results will show it; the built-in names are taken."""
+        """By the name under which results will show it. `constant` and `neutral` are taken."""
         ...
 
 
-def feedback_of(name: str, task: Task, problem: Problem, oracle: Oracle | None = None) -> Feedback:
+def feedback_of(name: str, task: Task, problem: Problem) -> Feedback:
     """The feedback that is called `name`, for one problem.
 
     Args:
@@ -58,19 +56,18 @@ def feedback_of(name: str, task: Task, problem: Problem, oracle: Oracle | None =
             `oracle`, or one of the task's own.
         task: words it.
         problem: that it is about.
-        oracle: the texts of `oracle`; None: its defaults.
 
     Raises:
         ConfigError: there is no such feedback, with those that there are.
     """
     if name in ("constant", "neutral"):
         return Constant(task.feedback(problem), name)
-    if name == "oracle":
-        return oracle or Oracle()
-    own = task.own_feedback(problem) if isinstance(task, OwnFeedback) else {}
+    own: dict[str, Constant | Oracle] = {"oracle": Oracle()}
+    if isinstance(task, OwnFeedback):
+        own |= task.own_feedback(problem)
     if name not in own:
         raise ConfigError(
             f"feedback `{name}`: task {task.name} has none of this name (allowed: "
-            f"{', '.join((*BUILT_IN, *sorted(own)))})"
+            f"constant, neutral, {', '.join(sorted(own))})"
         )
     return replace(own[name], name=name)

@@ -3,7 +3,7 @@
 A Hugging Face chat template renders whole conversations, and rendering again after every turn
 would re-tokenize the model's own responses. Here the template is asked once for the prompt, and
 once for what stands between an attempt and the next one; responses keep the ids they were
-sampled as (`rise_ray.mdp.state_at` puts the pieces together).
+sampled as (`rise_ray.mdp.state_ids` puts the pieces together).
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ def specs_for(
     """`samples` episodes on each problem.
 
     Raises:
+        ConfigError: the task has no such feedback.
         DataError: a prompt leaves no room for a response in the model's context.
         ModelError: the tokenizer splits a word that the plan's question wants.
     """
@@ -102,7 +103,7 @@ def specs_for(
                 f"{plan.sampling.max_tokens} it does not fit `model.max_model_len` = "
                 f"{plan.max_model_len}; change one of them, or remove the problem"
             )
-        feedback = feedback_of("constant", task, problem)
+        feedback = feedback_of(plan.feedback, task, problem)
         specs += [EpisodeSpec(plan, problem, sample, prompt, feedback) for sample in range(samples)]
     return specs
 

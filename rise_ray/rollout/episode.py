@@ -30,7 +30,7 @@ from rise_ray.mdp import (
     Turn,
     Verdict,
     derive_seed,
-    state_at,
+    state_ids,
     trajectory_id,
 )
 from rise_ray.rollout.chat import ChatFormat
@@ -59,7 +59,8 @@ class EpisodePlan:
     `turns` counts those with which an episode starts, too. `candidates` responses are sampled
     beside the attempt at every visited state, or only at the first where `first_state_only` (an
     evaluation's parallel answers). With `last_feedback` the last attempt has its feedback, too.
-    `max_model_len` bounds state plus response, in tokens.
+    `max_model_len` bounds state plus response, in tokens. `feedback` names what is said between
+    turns (`rise_ray.feedback.base`).
 
     A token of `stop` ends a response, too, and belongs to its text. Without `check` responses are
     no final answers, and no verifier sees them. `role` names who writes them; `question` is asked
@@ -77,6 +78,7 @@ class EpisodePlan:
     last_feedback: bool
     sampling: SamplingConfig
     max_model_len: int
+    feedback: str = "constant"
     stop: tuple[int, ...] = ()
     check: bool = True
     role: str = "policy"
@@ -267,7 +269,7 @@ class Episode:
 
     def _visit(self, turn: int) -> list[Request]:
         plan, first = self.spec.plan, turn == len(self.spec.start.turns)
-        ids = state_at(self._prompt_ids, self._turns, turn, plan.window).token_ids
+        ids = state_ids(self._prompt_ids, self._turns, turn, plan.window)
         opening = self.spec.start.opening_ids if first else ()
         sampled = plan.sampling.max_tokens + self._reserved
         if len(ids) + len(opening) + sampled > plan.max_model_len:

@@ -164,7 +164,7 @@ class Stages:
             spec.model,
             protocol.split,
             self._result(spec.place, counts["parts_sha256"]),
-            feedback=self.task.feedback(problems[0]),
+            feedback=protocol.feedback,
             window=protocol.window,
             sampling=protocol.sampling.model_dump(),
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rise_ray.feedback.oracle import Oracle
-from rise_ray.mdp import FinishReason, Outcome, Place, Source, StopReason, state_at
+from rise_ray.mdp import FinishReason, Outcome, Place, Source, StopReason, state_ids
 from rise_ray.rollout.episode import Episode, Question, Start, failed_trajectory
 from rise_ray.rollout.requests import Check, Completion, Request, Sample, ScoreLabels
 from tests.unit.rollout.episodes import (
@@ -179,8 +179,7 @@ def test_requests_are_the_states_of_the_trajectory(window: int | None) -> None:
         requests = answer(episode, attempt, f"it is {len(asked)}")
     trajectory = episode.trajectory()
     assert asked == [
-        state_at(trajectory.prompt_ids, trajectory.turns, turn, window).token_ids
-        for turn in range(3)
+        state_ids(trajectory.prompt_ids, trajectory.turns, turn, window) for turn in range(3)
     ]
 
 
