@@ -44,28 +44,12 @@ SCRATCH = ScratchConfig(
 )
 
 
-SHARED = {
-    "pair": "pool",
-    "models": "sync",
-    "miniature_run": "run",
-    "in_own_process": "state",
-}
-"""Fixtures that are dear to start, and the name of the tests that share them."""
-
 os.environ |= {
     # Actors run at the priority of the tests beside them; Ray's own default would starve them.
     "RAY_worker_niceness": "0",
     # Without a token a local Ray makes one, and keeps it in the user's home for any later Ray.
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what is dear run in the process that started it."""
-    for item in items:
-        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
 
 
 @pytest.fixture(scope="session", autouse=True)
