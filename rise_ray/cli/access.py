@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rise_ray.cluster.network import connection_failure
-from rise_ray.config.settings import OpenAITeacher, RunConfig
+from rise_ray.config.settings import RunConfig
+from rise_ray.config.teacher import OpenAITeacher
 from rise_ray.errors import DataError, ModelError, RiseError, StoreError, TeacherError
 from rise_ray.mdp import Problem
 from rise_ray.models.locate import locate_model

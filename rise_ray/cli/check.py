@@ -19,19 +19,16 @@ from rise_ray.cli.access import (
     look_at_run,
 )
 from rise_ray.cli.estimate import Lengths, estimate
-from rise_ray.config.settings import (
-    ModelTeacher,
-    OpenAITeacher,
-    ReferenceTeacher,
-    RunConfig,
-    TrainConfig,
-)
+from rise_ray.config.settings import RunConfig, TrainConfig
+from rise_ray.config.teacher import ModelTeacher, OpenAITeacher
 from rise_ray.errors import DataError, RiseError, StoreError
-from rise_ray.mdp import Phase, Problem
+from rise_ray.mdp import Problem
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.collect import specs_for
 from rise_ray.run.journal import STATE, Run
-from rise_ray.run.plans import collect_plan, eval_plan, iteration_problems
+from rise_ray.run.plans import eval_plan, iteration_problems, of_kind, roll_plan, teacher_of
+from rise_ray.run.specs import Evaluate, Roll
+from rise_ray.run.tracks import stages_of
 from rise_ray.tasks import load_task
 from rise_ray.tasks.base import Task
 from rise_ray.text import terminal_text
@@ -71,7 +68,9 @@ def check(config: RunConfig) -> bool:
         print(terminal_text(line), flush=True)
         failed = failed or finding.status is Status.FAILED
     print()
-    for subject, sentence in estimate(config, inspection.problem_counts, inspection.lengths):
+    for subject, sentence in estimate(
+        config, inspection.stages, inspection.problem_counts, inspection.lengths
+    ):
         print(terminal_text(f"{subject:<15}{sentence}"))
     return not failed
 
@@ -105,6 +104,7 @@ class Inspection:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        self.stages = stages_of(config)
         self.lengths: Lengths | None = None
         self._task: Task | None = None
         self._problems: dict[str, list[Problem]] = {}
@@ -121,7 +121,7 @@ class Inspection:
         steps = [("DeepSpeed", self._deepspeed), ("data", self._data)]
         if config.warm_start:
             steps.append(("warm start", self._demonstrations))
-        if config.teacher.kind != "none":
+        if teacher_of(self.stages) is not None:
             steps.append(("teacher", self._teacher))
         steps += [("model", self._model), ("prompts", self._prompts)]
         return steps
@@ -183,13 +183,12 @@ class Inspection:
         return f"{self.config.warm_start.examples:,} demonstrations (looked at {len(chats)})"
 
     def _teacher(self) -> str:
-        teacher = self.config.teacher
+        teacher = teacher_of(self.stages)
         if isinstance(teacher, OpenAITeacher):
             return check_endpoint(teacher)
         if isinstance(teacher, ModelTeacher):
             load_model_tokenizer(teacher.path, None, self.config.model.trust_remote_code)
             return f"model {teacher.path}"
-        assert isinstance(teacher, ReferenceTeacher)
         task, problems = self._loaded_task(), self._problems[self.config.split]
         for problem in problems:
             if task.reference_response(problem) is None:
@@ -215,16 +214,16 @@ class Inspection:
         if self._chat is None:
             raise NotCheckedError("needs the model's tokenizer")
         lengths = []
-        plans = {self.config.evaluation.split: eval_plan(self.config, 0, Phase.EVAL)}
-        if self.config.iterations:
-            plans[self.config.split] = collect_plan(self.config, 1)
-        for split, plan in plans.items():
+        rolls, evaluations = of_kind(Roll, self.stages), of_kind(Evaluate, self.stages)
+        plans = [(self.config.evaluation.split, eval_plan(self.config, evaluations[0].place))]
+        plans += [(self.config.split, roll_plan(self.config, roll, 0)) for roll in rolls[:1]]
+        for split, plan in plans:
             problems = self._problems[split][:_MOST_PROMPTS]
             specs = specs_for(plan, task, self._chat, problems, samples=1)
             lengths += [(len(self._chat.prompt_ids(s.prompt)), s) for s in specs]
         longest, spec = max(lengths, key=lambda item: item[0])
-        feedback = self._chat.feedback_ids(spec.prompt, spec.feedback, ())
-        self.lengths = Lengths(longest, len(feedback))
+        said = [self._chat.feedback_ids(spec.prompt, text, ()) for text in spec.feedback.texts]
+        self.lengths = Lengths(longest, max(map(len, said)))
         return f"the longest of {len(lengths):,} looked at has {longest:,} tokens and fits"
 
     def _loaded_task(self) -> Task:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rise_ray.cluster.connection import required_resources
 from rise_ray.config.settings import RunConfig, TrainConfig
-from rise_ray.run.plans import evaluated_models
+from rise_ray.run.plans import of_kind, teacher_workers
+from rise_ray.run.specs import Evaluate, Roll, Spec
 from rise_ray.train.deepspeed_config import passes_per_step
 
 
@@ -20,12 +21,16 @@ class Lengths:
 
 
 def estimate(
-    config: RunConfig, problems: Mapping[str, int], lengths: Lengths | None
+    config: RunConfig,
+    stages: Sequence[Spec],
+    problems: Mapping[str, int],
+    lengths: Lengths | None,
 ) -> list[tuple[str, str]]:
     """Subject and sentence of what a run samples, trains and needs.
 
     Args:
         config: the run.
+        stages: that it declares.
         problems: of each split, where it could be loaded.
         lengths: None where no tokenizer could be loaded.
     """
@@ -35,40 +40,53 @@ def estimate(
         lines.append(("  one step", _step(config.warm_start.train)))
     if config.iterations:
         lines.append(("iterations", _iterations(config)))
-        lines.append(("  collect", _collect(config, problems.get(config.split))))
+        lines += _rolls(config, stages, problems.get(config.split))
         lines.append(("  one step", _step(config.train)))
-    lines.append(("evaluation", _evaluation(config, problems.get(config.evaluation.split))))
+    lines.append(("evaluation", _evaluation(config, stages, problems.get(config.evaluation.split))))
     if lengths is not None:
-        lines.append(("longest state", _longest_state(config, lengths)))
-    needed = required_resources(config)
+        lines.append(("longest state", _longest_state(config, stages, lengths)))
+    needed = required_resources(config, teacher_workers(stages))
     at_once = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
     lines.append(("resources", f"{at_once} at the same time at least"))
     return lines
 
 
 def _iterations(config: RunConfig) -> str:
-    control = ", and as many of the control" if config.control.enabled else ""
-    return f"{config.iterations}, each from the {config.start_from} model on {config.data} data" + (
-        control
+    controls = "".join(f", and as many of {control.name}" for control in config.controls)
+    return (
+        f"{config.iterations} of {config.recipe.name}, each from the {config.start_from} model "
+        + (f"on {config.data} data{controls}")
     )
 
 
-def _collect(config: RunConfig, there: int | None) -> str:
-    rollout, count = config.rollout, config.problems or there
-    if config.relabel.strategy == "distill":
-        each, sampled = rollout.turns, f"{rollout.turns} turns"
-        teacher = f" and as many answers of the {config.teacher.kind} teacher"
-    else:
-        each = rollout.turns * (1 + rollout.candidates)
-        sampled = f"{rollout.turns} turns x (1 + {rollout.candidates} candidates)"
-        teacher = ""
+def _rolls(
+    config: RunConfig, stages: Sequence[Spec], there: int | None
+) -> Iterator[tuple[str, str]]:
+    """What each track rolls in its first iteration."""
+    for roll in of_kind(Roll, stages):
+        if roll.place.iteration == 1:
+            yield f"  {roll.place}", _sampled(config, roll, there)
+
+
+def _sampled(config: RunConfig, roll: Roll, there: int | None) -> str:
+    episodes, count = roll.episodes, config.problems or there
+    if episodes.candidates is None:
+        return f"first answers, for as many tokens as {roll.like} samples"
+    states = 1 if episodes.first_state_only else episodes.turns
+    each = episodes.turns + states * episodes.candidates
+    sampled = f"{episodes.turns} turns"
+    if episodes.candidates:
+        at = "at the first" if episodes.first_state_only else "at each"
+        sampled += f" + {episodes.candidates} candidates {at}"
+    taught = episodes.teacher.kind
+    teacher = "" if taught == "none" else f" and as many answers of the {taught} teacher"
     if count is None:
         return f"up to {each:,} responses per problem ({sampled}){teacher}"
-    return f"{count:,} problems x {sampled} = up to {count * each:,} responses{teacher}"
+    return f"{count:,} problems x ({sampled}) = up to {count * each:,} responses{teacher}"
 
 
-def _evaluation(config: RunConfig, there: int | None) -> str:
-    protocol, models = config.evaluation, len(evaluated_models(config))
+def _evaluation(config: RunConfig, stages: Sequence[Spec], there: int | None) -> str:
+    protocol, models = config.evaluation, len(of_kind(Evaluate, stages))
     each = protocol.turns + protocol.parallel
     sampled = f"{protocol.samples} samples x ({protocol.turns} turns + {protocol.parallel})"
     if there is None:
@@ -86,18 +104,11 @@ def _step(train: TrainConfig) -> str:
     )
 
 
-def _longest_state(config: RunConfig, lengths: Lengths) -> str:
-    needed = max(
-        _tokens(lengths, turns, window, max_tokens)
-        for turns, window, max_tokens in (
-            (config.rollout.turns, config.rollout.window, config.rollout.sampling.max_tokens),
-            (
-                config.evaluation.turns,
-                config.evaluation.window,
-                config.evaluation.sampling.max_tokens,
-            ),
-        )
-    )
+def _longest_state(config: RunConfig, stages: Sequence[Spec], lengths: Lengths) -> str:
+    protocol, most = config.evaluation, config.rollout.sampling.max_tokens
+    rolled = [(r.episodes.turns, r.episodes.window, most) for r in of_kind(Roll, stages)]
+    measured = (protocol.turns, protocol.window, protocol.sampling.max_tokens)
+    needed = max(_tokens(lengths, *each) for each in (*rolled, measured))
     limit = config.model.max_model_len
     if needed <= limit:
         return f"at most {needed:,} tokens with its response, of `model.max_model_len` = {limit:,}"

@@ -16,10 +16,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import rise_ray.config.settings
 from rise_ray import __version__
 from rise_ray.cli.arguments import ArgumentParser
 from rise_ray.cluster.stop import Stopped, handle_signals, stop_signals
@@ -32,16 +32,18 @@ if TYPE_CHECKING:
     from rise_ray.report.console import Console
     from rise_ray.run.journal import Run
 
+_PACKAGE = Path(__file__).parents[1]
 _RUN = """\
 Run a config: collect, relabel, train, evaluate, report. A run does, in this order:
 
   warm-start   if configured: fine-tune the model on the task's demonstrations
   base         evaluate the model on held-out problems, one attempt after another
-  iteration-N  collect: the model answers over several turns, and improved answers are sampled
+  iteration-N  what the recipe does in its iteration N; of RISE:
+               collect: the model answers over several turns, and improved answers are sampled
                relabel: stored trajectories become weighted examples
                train:   reward-weighted fine-tuning with DeepSpeed ZeRO-3
                eval:    the new weights on the same held-out problems
-  control-N    if configured: single-turn rejection sampling at the same budget
+  TRACK-N      the same of each control, on as many sampled tokens
   report       the results with 95% intervals, as a table and as report.html
 
 Everything is in the run folder <storage>/<name>. Ctrl-C, SIGTERM or a crash loses the episodes that
@@ -69,8 +71,8 @@ any setting is overridden as key.sub=value (the value is YAML):
   rise-ray run jobs/gsm8k_8b.yaml storage=s3://bucket/runs ray.autoscaling=true --resume
   rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
 
-every setting with its meaning and default:
-  {rise_ray.config.settings.__file__}
+every setting with its meaning and default, those of recipes in {_PACKAGE / "recipes"}:
+  {_PACKAGE / "config" / "settings.py"}
 
 exit status: 0 done, 1 the run failed, 2 the command or the config is wrong,
 130 stopped by Ctrl-C, 143 stopped by SIGTERM
@@ -124,7 +126,7 @@ def _eval(options: argparse.Namespace) -> int:
         "iterations=0",
         "warm_start=null",
         "model.scratch=null",
-        "control.enabled=false",
+        "controls=[]",
         f"model.path={json.dumps(options.model)}",
     ]
     return _execute(load_config(options.config, overrides), options)
@@ -136,11 +138,12 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     from rise_ray.cli.check import preflight
     from rise_ray.cluster.connection import connected, in_job_copy
     from rise_ray.report.console import Console
-    from rise_ray.run.driver import execute
     from rise_ray.run.journal import Run
     from rise_ray.run.owner import Ownership
+    from rise_ray.run.plans import teacher_workers
     from rise_ray.run.repair import is_whole, repair
     from rise_ray.run.stages import Stages
+    from rise_ray.run.tracks import execute, stages_of
 
     console = Console()
     console.show_warnings()
@@ -152,7 +155,7 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
         _show(run, console)
         return 0
     # The folder is made when Ray is there: what fails before leaves nothing behind.
-    with connected(config, options.debug):
+    with connected(config, teacher_workers(stages_of(config)), options.debug):
         handle_signals()  # Ray took SIGTERM over
         with Ownership(run.folder, console.line):
             run = Run(config, options.resume)

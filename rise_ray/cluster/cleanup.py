@@ -4,7 +4,8 @@ Ray ends an actor with SIGKILL, and all its children with it. One of them is Pyt
 tracker, which would have unlinked the shared memory of vLLM's engines with worker processes
 (hundreds of MiB for each). The tracker that this module starts is nobody's child. It ends when
 the last process that uses it has gone, and then removes a folder too, where whatever else a
-process leaves (sockets, rendezvous files) can lie.
+process leaves (sockets, rendezvous files) can lie. No library does it: Python's own
+tracker is a child of what is killed, and Ray and vLLM have none.
 
 vLLM's collectives on CPUs tell no tracker of their shared memory. It has the name of the file
 where the engine's processes meet, so that file has to lie in the folder (`temporary_files`).

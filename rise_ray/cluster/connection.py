@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rise_ray.cluster.network import connection_failure
-from rise_ray.config.settings import ModelTeacher, RunConfig, TrainConfig, WorkersConfig
+from rise_ray.config.settings import RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
 
 # What a sort task of Ray Data asks for, and cannot be told otherwise; the parity reference, too.
@@ -33,8 +33,13 @@ _STARTS_AT_ONCE = 4
 
 
 @contextmanager
-def connected(config: RunConfig, debug: bool) -> Iterator[None]:
+def connected(config: RunConfig, teacher: WorkersConfig | None, debug: bool) -> Iterator[None]:
     """Ray for the time of a run. An instance that this starts ends with it.
+
+    Args:
+        config: of the run.
+        teacher: the workers of its model teacher, if it has one.
+        debug: show what all processes log.
 
     Raises:
         ClusterError: there is no cluster at the address, or it has too little of a resource.
@@ -42,7 +47,7 @@ def connected(config: RunConfig, debug: bool) -> Iterator[None]:
     _connect(config, debug)
     try:
         if not config.ray.autoscaling:
-            check_resources(config)
+            check_resources(config, teacher)
         yield
     finally:
         ray.shutdown()
@@ -65,7 +70,7 @@ def in_job_copy(path: str) -> bool:
     return "working_dir_files" in Path(path).parts
 
 
-def required_resources(config: RunConfig) -> dict[str, float]:
+def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict[str, float]:
     """What a run needs at the same time at least, as Ray resources.
 
     Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers;
@@ -73,7 +78,7 @@ def required_resources(config: RunConfig) -> dict[str, float]:
     """
     workers: dict[str, float] = {}
     train: dict[str, float] = {}
-    for who, each, count in _workers(config):
+    for who, each, count in _workers(config, teacher):
         for name, amount in each.items():
             if who == TRAINER:  # trainings come one after another
                 train[name] = max(train.get(name, 0.0), amount * count)
@@ -89,7 +94,7 @@ def required_resources(config: RunConfig) -> dict[str, float]:
     return {name: round(amount, 3) for name, amount in sorted(needed.items()) if amount}
 
 
-def check_resources(config: RunConfig) -> None:
+def check_resources(config: RunConfig, teacher: WorkersConfig | None) -> None:
     """Compare what a run needs with what the cluster has, in all and on one node.
 
     Raises:
@@ -98,13 +103,13 @@ def check_resources(config: RunConfig) -> None:
     has = ray.cluster_resources()
     short = [
         f"{amount:g} {name} needed, {has.get(name, 0.0):g} there"
-        for name, amount in required_resources(config).items()
+        for name, amount in required_resources(config, teacher).items()
         if amount > has.get(name, 0.0)
     ]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     short += [
         f"no node has the {_amounts(each)} of one {who}"
-        for who, each, _ in _workers(config)
+        for who, each, _ in _workers(config, teacher)
         if not any(all(node.get(n, 0.0) >= a for n, a in each.items()) for node in nodes)
     ]
     if short:
@@ -177,11 +182,13 @@ def _require_listener(address: str) -> None:
         raise ConnectionError(failure)
 
 
-def _workers(config: RunConfig) -> Iterator[tuple[str, dict[str, float], int]]:
+def _workers(
+    config: RunConfig, teacher: WorkersConfig | None
+) -> Iterator[tuple[str, dict[str, float], int]]:
     """Every kind of worker that a run starts: what it is, the resources of one, how many."""
     pools = {"rollout worker": config.rollout.workers}
-    if isinstance(config.teacher, ModelTeacher):
-        pools["teacher worker"] = config.teacher.workers
+    if teacher is not None:
+        pools["teacher worker"] = teacher
     for who, pool in pools.items():
         yield who, _resources(pool), pool.min_workers
     if config.iterations:

@@ -1,11 +1,11 @@
 """A run's settings as YAML: read with dotted overrides from the command line, checked, written.
 
-    config = load_config("jobs/quickstart.yaml", ["train.lr=5e-4", "rollout.turns=3"])
+    config = load_config("jobs/quickstart.yaml", ["train.lr=5e-4", "recipe.turns=3"])
 
 Imports neither torch nor Ray nor vLLM. Unknown keys and bad values raise `ConfigError` with the
 file, the key and what is allowed, and never with a text that was refused: it may be a secret in
 the wrong place. For the same reason they do not chain the errors of pydantic and YAML, which
-quote what they refuse.
+quote what they refuse. (So do pydantic-settings's, which is why its readers are not used.)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rise_ray.config.recipe import DEFAULT, RecipeConfig, recipe_class
 from rise_ray.config.secrets import redact, secrets_in
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
@@ -40,7 +41,7 @@ MAY_CHANGE = frozenset(
         *("ray", "wandb", "sync", "verify", "rollout.release_during_training"),
         *(f"rollout.workers.{name}" for name in _WORKERS),
         *(f"{train}.{name}" for train in ("train", "warm_start.train") for name in _TRAIN),
-        *(f"teacher.{name}" for name in _TEACHER),
+        *(f"recipe.teacher.{name}" for name in _TEACHER),
     ]
 )
 """Settings (groups stand for all that is in them) that say how a run is done and not what is done:
@@ -79,7 +80,7 @@ def parse_config(text: str, overrides: list[str], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(redact("\n".join(_explain(source, error)))) from None
+        raise ConfigError(redact("\n".join(_explain(source, error, tree)))) from None
 
 
 def _parse_tree(text: str, source: str) -> dict[str, Any]:
@@ -172,16 +173,18 @@ def _explain_yaml(source: str, error: Exception) -> str:
     return f"{source}: not valid YAML: a value is no date, number or boolean (quote what is a text)"
 
 
-def _explain(source: str, error: ValidationError) -> list[str]:
+def _explain(source: str, error: ValidationError, tree: dict[str, Any]) -> list[str]:
     lines = []
     for problem in error.errors():
-        groups, location = _resolve([str(part) for part in problem["loc"]])
+        groups, location = _resolve([str(part) for part in problem["loc"]], tree)
         key = ".".join(location) or "(whole config)"
         if problem["type"] == "extra_forbidden":
             names = [name for group in groups for name in group.model_fields]
             lines.append(f"{source}: `{key}`: unknown setting{_did_you_mean(location[-1], names)}")
         elif problem["type"] == "union_tag_invalid":
-            lines.append(f"{source}: `{key}.kind`: allowed: {problem['ctx']['expected_tags']}")
+            allowed = problem["ctx"]["expected_tags"]
+            discriminator = problem["ctx"]["discriminator"].strip("'")
+            lines.append(f"{source}: `{key}.{discriminator}`: allowed: {allowed}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{source}: `{key}`: {message}{_got(problem['input'])}")
@@ -192,26 +195,44 @@ def _got(value: Any) -> str:
     return f" (got {value!r})" if isinstance(value, int | float | None) else ""
 
 
-def _resolve(location: list[str]) -> tuple[list[type[BaseModel]], list[str]]:
+def _resolve(location: list[str], tree: dict[str, Any]) -> tuple[list[type[BaseModel]], list[str]]:
     """The group that a location of pydantic's ends in, and the location as a user writes it.
 
     In a group of several kinds pydantic's location holds the kind, which is no part of the key.
     """
     groups: list[type[BaseModel]] = [RunConfig]
-    key = []
+    key: list[str] = []
+    value: Any = tree
     for part in location[:-1]:
         kinds = [g for g in groups if len(groups) > 1 and _kind(g) == part]
         if kinds:
             groups = kinds
             continue
         key.append(part)
+        value = _at(value, part)
         fields = [group.model_fields[part] for group in groups if part in group.model_fields]
-        groups = [group for field in fields for group in _groups(field.annotation)]
+        if fields:
+            groups = [group for field in fields for group in _groups(field.annotation)]
+        groups = [_chosen(group, value) for group in groups]
     return groups, key + location[-1:]
 
 
+def _at(value: Any, part: str) -> Any:
+    if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        return value[int(part)]
+    return value.get(part) if isinstance(value, dict) else None
+
+
+def _chosen(group: type[BaseModel], value: Any) -> type[BaseModel]:
+    """A recipe's own class, where `value` names one."""
+    if not issubclass(group, RecipeConfig):
+        return group
+    return recipe_class(str(value.get("name", DEFAULT)) if isinstance(value, dict) else DEFAULT)
+
+
 def _kind(group: type[BaseModel]) -> str:
-    return str(get_args(group.model_fields["kind"].annotation)[0])
+    field = group.model_fields["kind" if "kind" in group.model_fields else "name"]
+    return str(get_args(field.annotation)[0])
 
 
 def _did_you_mean(name: str, names: list[str]) -> str:

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """A group of settings: unknown keys are refused, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from rise_ray.config.base import Settings
+from rise_ray.config.recipe import AnyRecipe, OwnRecipe, load_own_recipe
+from rise_ray.mdp import MAIN_TRACK
 
 
 class TaskConfig(Settings):
@@ -107,80 +105,14 @@ class WorkersConfig(Settings):
 
 
 class RolloutConfig(Settings):
-    """How trajectories are collected."""
+    """How episodes are rolled; which ones, the recipe says."""
 
     workers: WorkersConfig = WorkersConfig()
     """The pool."""
     release_during_training: bool = True
     """Stop the workers while training runs, so that it has their CPUs or GPUs."""
-    turns: int = Field(default=2, ge=1)
-    """Attempts per trajectory (RISE: 2 in the first iterations, up to 5)."""
-    window: int | None = Field(default=None, ge=1)
-    """Turns a state shows, the current one included; null shows all."""
-    stop_on_success: bool = True
-    """End a trajectory at its first right answer."""
-    candidates: int = Field(default=16, ge=0)
-    """Improved responses sampled at every visited state (RISE's N)."""
     sampling: SamplingConfig = SamplingConfig()
-    """Of attempts and candidates."""
-
-
-class NoTeacher(Settings):
-    """Self-distillation: the model samples its own candidates."""
-
-    kind: Literal["none"] = "none"
-
-
-class ReferenceTeacher(Settings):
-    """Distillation from the data set's own worked solutions."""
-
-    kind: Literal["reference"]
-
-
-class OpenAITeacher(Settings):
-    """Distillation from an OpenAI-compatible endpoint."""
-
-    kind: Literal["openai"]
-    model: str
-    """The model's name at the endpoint."""
-    base_url: str | None = None
-    """The endpoint; null is OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key, named like a secret (`LLM_API_KEY`). The key
-    itself is never configured."""
-    temperature: float = Field(default=0.7, ge=0)
-    """The paper's 0.7."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Most new tokens of one answer."""
-    concurrency: int = Field(default=16, ge=1)
-    """Requests under way at once."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
-    """Rate limit; null is none."""
-    max_retries: int = Field(default=5, ge=0)
-    """Of the `openai` client, with its exponential back-off."""
-    deadline_s: float = Field(default=120.0, gt=0)
-    """Longest silence of the endpoint in a request. One that drips may take twice as long."""
-    token_budget: int = Field(default=10_000_000, ge=1)
-    """Prompt and completion tokens of the whole run; the run stops when it is spent."""
-
-
-class ModelTeacher(Settings):
-    """Distillation from another model on a second pool."""
-
-    kind: Literal["model"]
-    path: str
-    """A Hugging Face folder, hub name or URI."""
-    max_model_len: int = Field(default=2048, ge=16)
-    """Of the teacher's engine."""
-    workers: WorkersConfig = WorkersConfig()
-    """The second pool."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7)
-    """The paper's 0.7."""
-
-
-TeacherConfig = Annotated[
-    NoTeacher | ReferenceTeacher | OpenAITeacher | ModelTeacher, Field(discriminator="kind")
-]
+    """Of every response."""
 
 
 class VerifyConfig(Settings):
@@ -206,29 +138,6 @@ class VerifyConfig(Settings):
         if self.progress_deadline_s <= self.deadline_s:
             raise ValueError("`progress_deadline_s` must be greater than `deadline_s`")
         return self
-
-
-class RelabelConfig(Settings):
-    """How stored trajectories become weighted examples (pure; can be run again)."""
-
-    strategy: Literal["self_distill", "distill"] = "self_distill"
-    """Where improved responses come from: the model's candidates, or the teacher."""
-    states: Literal["all", "last"] = "all"
-    """Relabel every visited state (the paper) or a trajectory's last (the released code)."""
-    filter: Literal["all", "better", "best", "success", "revision"] = "all"
-    """Which responses enter: RISE's four, or `revision` (see `rise_ray.relabel.select`)."""
-    wrong_weight: float = Field(default=1.5, ge=0)
-    """With `revision`: factor on the weight of a state's one new wrong response."""
-    tau: float = Field(default=0.4, gt=0)
-    """Temperature of the reward weights, w = exp(reward / tau)."""
-    centering: Literal["none", "problem", "state"] = "none"
-    """Subtract from the reward nothing, the problem's mean, or the mean of the state's samples."""
-    unparseable_reward: float = Field(default=0.0, ge=-1, le=0)
-    """Reward of a response without a readable answer (the released code: -1 on GSM8K)."""
-    drop_duplicates: bool = True
-    """Keep one of several equal responses in the same state."""
-    drop_degenerate: bool = True
-    """Drop a response with a word more than 150 times or longer than 300 characters."""
 
 
 class TrainConfig(Settings):
@@ -334,18 +243,13 @@ class EvaluationConfig(Settings):
     """Independent first answers (mK@t1, pass@K)."""
     window: int | None = Field(default=None, ge=1)
     """Turns a state shows, the current one included; null shows all."""
+    feedback: str = "constant"
+    """What is said between turns: `constant` or `neutral` (the task's sentence), `oracle` (whether
+    the answer was right: such figures are no longer the model's own), or one of the task's own."""
     sampling: SamplingConfig = SamplingConfig()
     """Of both."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples of the 95% intervals."""
-
-
-class ControlConfig(Settings):
-    """Single-turn rejection-sampling fine-tuning at the same budget, as a control."""
-
-    enabled: bool = False
-    """Train and evaluate it beside RISE: same base, same number of sampled responses and of
-    trained tokens in every iteration, one random right answer per problem."""
 
 
 class WandbConfig(Settings):
@@ -393,8 +297,12 @@ class RunConfig(Settings):
     model: ModelConfig
     warm_start: WarmStartConfig | None = None
     """Fine-tune the model on demonstrations first; null: start from the model as it is."""
+    recipe: OwnRecipe = Field(default_factory=lambda: load_own_recipe({}))
+    """The method (default: `rise`), by its name in `rise_ray/recipes/`, with its own settings."""
+    controls: tuple[AnyRecipe, ...] = ()
+    """Recipes on tracks of their own, with the same problems and as many sampled tokens."""
     iterations: int = Field(default=2, ge=0)
-    """RISE iterations; 0 only warms up and evaluates."""
+    """Of the recipe and of each control; 0 only warms up and evaluates."""
     problems: int | None = Field(default=None, ge=1)
     """Training problems of each iteration, drawn without repeats; null: all."""
     split: str = "train"
@@ -404,13 +312,10 @@ class RunConfig(Settings):
     data: Literal["fresh", "pooled"] = "pooled"
     """Each iteration trains on its own trajectories or on all so far."""
     rollout: RolloutConfig = RolloutConfig()
-    teacher: TeacherConfig = NoTeacher()
     verify: VerifyConfig = VerifyConfig()
-    relabel: RelabelConfig = RelabelConfig()
     train: TrainConfig = TrainConfig()
     sync: SyncConfig = SyncConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    control: ControlConfig = ControlConfig()
     wandb: WandbConfig | None = None
     """Track the run in W&B; null: only metrics.jsonl."""
     ray: RayConfig = RayConfig()
@@ -419,24 +324,23 @@ class RunConfig(Settings):
     def _consistent(self) -> RunConfig:
         if self.model.scratch and not self.warm_start:
             raise ValueError("`model.scratch` needs `warm_start`")
-        if self.relabel.strategy == "distill" and self.teacher.kind == "none":
-            raise ValueError("`relabel.strategy: distill` needs a `teacher`")
-        if self.relabel.strategy == "self_distill" and self.teacher.kind != "none":
-            raise ValueError("a `teacher` is given, but `relabel.strategy` is `self_distill`")
-        if self.relabel.strategy == "self_distill" and not self.rollout.candidates:
-            raise ValueError("`relabel.strategy: self_distill` needs `rollout.candidates` >= 1")
-        if self.relabel.filter == "revision" and self.relabel.strategy != "self_distill":
-            raise ValueError("`relabel.filter: revision` needs `relabel.strategy: self_distill`")
+        tracks = [MAIN_TRACK, *(control.track or control.name for control in self.controls)]
+        if self.recipe.track is not None:
+            raise ValueError(f"`recipe.track`: the run's own track is `{MAIN_TRACK}`")
+        if len(set(tracks)) < len(tracks):
+            raise ValueError("`controls`: two tracks have the same name; give one a `track`")
         if self.sync.backend != "object_store" and not self.rollout.workers.num_gpus:
             raise ValueError(
                 f"`sync.backend: {self.sync.backend}` needs `rollout.workers.num_gpus`"
             )
-        if self.sync.backend == "ipc" and (
-            self.rollout.workers.max_workers > 1 or self.rollout.workers.num_gpus >= 1
-        ):
+        vllm = self.rollout.workers.vllm
+        if self.sync.backend == "ipc" and {
+            vllm.get("tensor_parallel_size", 1),
+            vllm.get("pipeline_parallel_size", 1),
+        } != {1}:
             raise ValueError(
-                "`sync.backend: ipc` shares one GPU between one worker and the sender: set "
-                "`rollout.workers.max_workers: 1` and `rollout.workers.num_gpus` below 1"
+                "`sync.backend: ipc` reaches engines of one process on one GPU: set "
+                "`tensor_parallel_size` and `pipeline_parallel_size` in `rollout.workers.vllm` to 1"
             )
         for key, train in (("train", self.train), ("warm_start.train", self.warm_start)):
             settings = train.train if isinstance(train, WarmStartConfig) else train

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rise_ray.evaluate.intervals import ProblemValues, bootstrap_difference
 from rise_ray.evaluate.metrics import EvalResult
-
-BASE = "base"
-CONTROL = "control"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +48,22 @@ def paired(a: ProblemValues, b: ProblemValues, *, bootstrap: int, seed: int) -> 
 
 
 def standard_comparisons(
-    results: Mapping[str, EvalResult], *, bootstrap: int, seed: int
+    results: Mapping[str, EvalResult], own: Sequence[str], *, bootstrap: int, seed: int
 ) -> list[dict[str, Any]]:
     """The report's comparisons, as plain data.
 
     Args:
-        results: by model (`base`, `iteration-1`, ..., `control`), iterations in order.
+        results: by model.
+        own: the models of the run's own track in order, the base first; the others are controls'.
         bootstrap: resamples.
         seed: of the draws.
 
     Returns:
         For each comparison `left` and `right` (model, metric, value), a `note` on it, and the
-        difference left minus right: `value`, `low`, `high`, `n`. Left is the last iteration
-        (the base if there is none).
+        difference left minus right: `value`, `low`, `high`, `n`. Left is the last of `own`.
     """
     comparisons = []
-    for left, right, note in _pairs(results):
+    for left, right, note in _pairs(results, own):
         a = results[left.model].values[left.metric]
         b = results[right.model].values[right.metric]
         comparisons.append(
@@ -80,23 +77,25 @@ def standard_comparisons(
     return comparisons
 
 
-def _pairs(results: Mapping[str, EvalResult]) -> Iterator[tuple[Figure, Figure, str]]:
+def _pairs(
+    results: Mapping[str, EvalResult], own: Sequence[str]
+) -> Iterator[tuple[Figure, Figure, str]]:
     """The standard pairs that these results allow; one turn leaves nothing sequential."""
-    last = [model for model in results if model != CONTROL][-1]
+    base, last = own[0], own[-1]
     turns, parallel = results[last].turns, results[last].parallel
     voted = Figure(last, f"m1@t{turns}")
-    if last != BASE and BASE in results:
-        yield voted, Figure(BASE, voted.metric), "the trained model against the untrained one"
+    if last != base:
+        yield voted, Figure(base, voted.metric), "the trained model against the untrained one"
     if turns > 1 and parallel > 1:
-        own = Figure(last, f"m{parallel}@t1")
-        yield voted, own, "one sequential run against a parallel vote of the same model"
+        vote = Figure(last, f"m{parallel}@t1")
+        yield voted, vote, "one sequential run against a parallel vote of the same model"
         shorter = _affordable_turns(results[last])
         if shorter is not None:
-            yield Figure(last, f"m1@t{shorter}"), own, "within the same generated tokens"
-    if CONTROL in results:
-        yield voted, _best_vote(results[CONTROL]), "the control's better vote"
+            yield Figure(last, f"m1@t{shorter}"), vote, "within the same generated tokens"
+    for control in (model for model in results if model not in own):
+        yield voted, _best_vote(control, results[control]), "a control's better vote"
         if turns > 1:
-            yield Figure(last, "m1@t1"), Figure(CONTROL, "m1@t1"), "first answers alone"
+            yield Figure(last, "m1@t1"), Figure(control, "m1@t1"), "first answers alone"
     if turns > 1:
         oracle = Figure(last, f"p1@t{turns}")
         yield oracle, Figure(last, f"pass@{parallel}"), "oracle figures, both"
@@ -117,10 +116,10 @@ def _affordable_turns(result: EvalResult) -> int | None:
     return turns if 1 <= turns < result.turns else None
 
 
-def _best_vote(control: EvalResult) -> Figure:
-    """The control's better vote: giving it the choice keeps the comparison honest."""
+def _best_vote(model: str, control: EvalResult) -> Figure:
+    """A control's better vote: giving it the choice keeps the comparison honest."""
     votes = [f"m{control.parallel}@t1", f"m1@t{control.turns}"]
-    return Figure(CONTROL, max(votes, key=lambda name: control.values[name].value or 0.0))
+    return Figure(model, max(votes, key=lambda name: control.values[name].value or 0.0))
 
 
 def _with_cases(values: ProblemValues) -> list[str]:

@@ -1,6 +1,6 @@
 """RISE's evaluation metrics (arXiv 2407.18219), and SCoRe's beside them, with intervals.
 
-A trajectory of phase `eval` or `control_eval` holds one sequential run (its turns, never stopped,
+A trajectory of phase `eval` holds one sequential run (its turns, never stopped,
 always told to retry) and one parallel set (its first turn's candidates: independent first
 answers).
 
@@ -24,7 +24,10 @@ import numpy as np
 
 from rise_ray.evaluate.intervals import Interval, ProblemValues, Scale, bootstrap_intervals
 from rise_ray.evaluate.votes import majority_is_right
-from rise_ray.mdp import Attempt, FinishReason, Outcome, Phase, StopReason, Trajectory
+from rise_ray.mdp import Attempt, FinishReason, Outcome, StopReason, Trajectory
+
+EVALUATION = "eval"
+"""The phase of an evaluation's trajectories."""
 
 Score = tuple[float, float]
 """What one run adds to a metric's numerator and denominator."""
@@ -53,7 +56,7 @@ def evaluate(
     """All metrics of one model with 95% intervals. The order of the trajectories is irrelevant.
 
     Args:
-        trajectories: of phase `eval` or `control_eval`, every sample of every problem once.
+        trajectories: of phase `eval`, every sample of every problem once.
         turns: attempts of a sequential run (the K of m1@tK).
         parallel: independent first answers of a parallel set (the K of mK@t1 and pass@K).
         bootstrap: resamples of the intervals.
@@ -101,15 +104,15 @@ def eval_record(
     """The line of metrics.jsonl for one evaluated model.
 
     Args:
-        model: `base`, `iteration-1`, ... or `control`.
+        model: `base`, `iteration-1`, ..., `<track>-<iteration>`.
         split: the problems' split.
         result: its metrics.
-        feedback: the feedback mode or text between turns.
+        feedback: the name of what was said between turns (`rise_ray.feedback.base`).
         window: turns a state showed, the current one included; None, all.
         sampling: the sampling settings.
     """
     return {
-        "phase": Phase.EVAL.value,
+        "phase": EVALUATION,
         "model": model,
         "split": split,
         "n": result.n,
@@ -269,14 +272,17 @@ def _not_an_evaluation(trajectory: Trajectory, turns: int, parallel: int) -> str
     """What is wrong with the trajectory for this protocol, or None."""
     reason, taken = trajectory.stop_reason, len(trajectory.turns)
     answers = len(_parallel_set(trajectory))
-    if trajectory.phase not in (Phase.EVAL, Phase.CONTROL_EVAL):
-        return f"its phase is `{trajectory.phase.value}`, not an evaluation's"
+    if trajectory.place.phase != EVALUATION:
+        return f"its phase is `{trajectory.place.phase}`, not an evaluation's"
     if reason is StopReason.ERROR:
         return None
     if reason is StopReason.SUCCESS:
         return "it stopped at a right answer; an evaluation never stops"
     if taken > turns or (taken < turns and reason is not StopReason.CONTEXT_OVERFLOW):
         return f"it has {taken} turns, not {turns}, and stopped as `{reason.value}`"
+    responses = [a for turn in trajectory.turns for a in (turn.attempt, *turn.candidates)]
+    if any(response.verdict.outcome is Outcome.PARTIAL for response in responses):
+        return "it has a `partial` response, which is no answer"
     if taken and answers != parallel:
         return f"its first turn has {answers} candidates, not {parallel}"
     return None

@@ -1,1 +1,1 @@
-"""From stored trajectories to weighted examples: pure functions."""
+"""Stored trajectories to weighted rows of tokens: pure rules, and the job that applies them."""

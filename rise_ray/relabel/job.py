@@ -1,17 +1,21 @@
-"""Relabeling as a streaming Ray Data job: trajectory parts in, an examples folder out.
+"""Relabeling as a job: trajectory parts in, an examples folder out.
 
     read and verify a part -> relabel each trajectory (a pure function) -> random order -> parts
 
-Trajectories are never read by the process that drives the job; examples pass through it one part at
-a time.
+Few parts are relabeled in the calling process, in less time than Ray Data takes to start. More of
+them stream through Ray Data: trajectories are then never read by the process that drives the job,
+and examples pass through it one part at a time.
+
+The order is random by trajectory: the examples of one stay together.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from rise_ray.config.settings import RelabelConfig
 from rise_ray.errors import TrainError, user_error
-from rise_ray.mdp import Phase, derive_seed
+from rise_ray.mdp import Example, Place, derive_seed
 from rise_ray.relabel.examples import Relabeled, relabel_all
+from rise_ray.relabel.rule import Rule, RuleContext
 from rise_ray.store.examples import (
     EXAMPLE_SCHEMA,
     EXAMPLES_PER_PART,
@@ -39,8 +43,13 @@ from rise_ray.store.trajectories import TrajectoryStore, read_part, trajectory_f
 
 _TASK_CPUS = 0.25  # light tasks: they run beside idle rollout workers on small machines
 _PARTS_PER_PARTITION = 8
+_PARTS_IN_PROCESS = 8  # some 2,000 trajectories
+_INDEX_BITS = 16  # of an order: the place of an example among its trajectory's
 _ROWS_AT_ONCE = 64  # trajectories as Python objects: they take several times their bytes
 _NO_EXAMPLE = -1  # the `order` of a row that only carries counts
+
+Part = dict[str, str]
+"""`folder` and `name` of a part of trajectories."""
 
 # A row is an example with its place in the random order and its weight, or counts alone.
 _ROW_SCHEMA = pa.schema(
@@ -63,45 +72,61 @@ class RelabelResult:
 
 def write_relabeled(
     store: TrajectoryStore,
-    phases: Sequence[tuple[int, Phase, str]],
-    config: RelabelConfig,
+    sealed: Mapping[Place, str],
+    rule: Rule,
     max_tokens: int,
     seed: int,
     output: Folder,
 ) -> RelabelResult:
-    """Relabel the stored trajectories of `phases` into the examples folder `output`.
+    """Relabel the stored trajectories of some places into the examples folder `output`.
 
     The result depends on the trajectories, the rule and the seed only: not on their parts, the
     cluster, or an earlier try.
 
     Args:
-        store, phases: what to read, as (iteration, phase, the digest that sealed it).
-        config: the rule.
+        store: what to read from.
+        sealed: what to read: places, each with the digest that sealed it.
+        rule: which responses become examples.
         max_tokens: longest example.
-        seed: of the examples' order and of the control's draws.
+        seed: of the examples' order and of the rule's draws.
         output: an examples folder; replaced.
 
-    At least one whole CPU has to be free: without it Ray Data waits for ever.
+    For many parts one whole CPU has to be free: without it Ray Data waits for ever.
 
     Raises:
         TrainError: no response passed the rule.
         StoreError: a part is damaged, or was lost, added or replaced since its phase was sealed.
     """
     parts = [
-        {"folder": store.phase(iteration, phase).uri, "name": name}
-        for iteration, phase, sealed in phases
-        for name in store.parts(iteration, phase, sealed)
+        {"folder": store.folder_of(place).uri, "name": name}
+        for place, digest in sealed.items()
+        for name in store.parts(place, digest)
     ]
     if not parts:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
+    arguments = {"rule": rule, "max_tokens": max_tokens, "seed": seed}
+    if len(parts) <= _PARTS_IN_PROCESS:
+        return _write(_in_this_process(parts, arguments), output, rule.drop_duplicates)
+    try:
+        return _write(_by_ray_data(parts, arguments), output, rule.drop_duplicates)
+    except ray.exceptions.RayError as error:
+        raise user_error(error) or error from error
+
+
+def _in_this_process(parts: Sequence[Part], arguments: dict[str, Any]) -> Iterator[pa.Table]:
+    tables = [table for part in parts for table in _relabel_part(part, **arguments)]
+    yield pa.concat_tables(tables).sort_by("order")
+
+
+def _by_ray_data(parts: Sequence[Part], arguments: dict[str, Any]) -> Iterator[pa.Table]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the console has its own
     context.execution_no_progress_timeout_s = -1  # the caller has a deadline
     rows = (
-        ray.data.from_items(parts, override_num_blocks=len(parts))
+        ray.data.from_items(list(parts), override_num_blocks=len(parts))
         .map_batches(
-            _relabel_part,
-            fn_kwargs={"config": config, "max_tokens": max_tokens, "seed": seed},
+            _relabel_batch,
+            fn_kwargs=arguments,
             batch_size=1,
             batch_format="numpy",
             num_cpus=_TASK_CPUS,
@@ -110,30 +135,31 @@ def write_relabeled(
         # sort task asks for a whole CPU, and Ray Data (2.60) has no way to ask for less.
         .sort("order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION)))
     )
-    try:
-        return _write(rows, output)
-    except ray.exceptions.RayError as error:
-        raise user_error(error) or error from error
+    yield from rows.iter_batches(batch_size=EXAMPLES_PER_PART, batch_format="pyarrow")
 
 
 def _boundaries(partitions: int) -> list[int]:
     return [number * 2**63 // partitions for number in range(1, partitions)]
 
 
-def _relabel_part(
-    part: dict[str, Any], config: RelabelConfig, max_tokens: int, seed: int
-) -> Iterator[pa.Table]:
-    """The rows of one part, which is verified by the task that reads it."""
-    table = read_part(Folder(str(part["folder"][0])), str(part["name"][0]))
+def _relabel_batch(batch: dict[str, Any], **arguments: Any) -> Iterator[pa.Table]:
+    """`_relabel_part` of a batch of one."""
+    part = {"folder": str(batch["folder"][0]), "name": str(batch["name"][0])}
+    yield from _relabel_part(part, **arguments)
+
+
+def _relabel_part(part: Part, rule: Rule, max_tokens: int, seed: int) -> Iterator[pa.Table]:
+    """The rows of one part, which is verified where it is read."""
+    table = read_part(Folder(part["folder"]), part["name"])
     for batch in table.to_batches(_ROWS_AT_ONCE):
         trajectories = map(trajectory_from_row, batch.to_pylist())
-        yield _rows(relabel_all(trajectories, config, max_tokens, seed), seed)
+        yield _rows(relabel_all(trajectories, rule, max_tokens, RuleContext(seed)), seed)
 
 
 def _rows(result: Relabeled, seed: int) -> pa.Table:
     examples = examples_to_table(result.examples)
     columns: dict[str, Any] = {name: examples[name] for name in EXAMPLE_SCHEMA.names}
-    columns["order"] = pa.array([derive_seed(seed, e.id) for e in result.examples], pa.int64())
+    columns["order"] = pa.array(_orders(result.examples, seed), pa.int64())
     columns["weight"] = pa.array([example_weight(e) for e in result.examples], pa.float64())
     columns["dropped"] = pa.nulls(len(result.examples), pa.string())
     counts = {"order": _NO_EXAMPLE, "dropped": json.dumps(result.dropped)}
@@ -145,16 +171,33 @@ def _rows(result: Relabeled, seed: int) -> pa.Table:
     )
 
 
-def _write(rows: Any, output: Folder) -> RelabelResult:
+def _orders(examples: Sequence[Example], seed: int) -> list[int]:
+    """A random number for each trajectory, whose last bits count its examples."""
+    counts: Counter[str] = Counter()
+    orders = []
+    for example in examples:
+        trajectory = example.provenance.trajectory_id
+        draw = derive_seed(seed, trajectory) >> _INDEX_BITS << _INDEX_BITS
+        orders.append(draw + counts[trajectory])
+        counts[trajectory] += 1
+    return orders
+
+
+def _write(rows: Iterator[pa.Table], output: Folder, drop_duplicates: bool) -> RelabelResult:
     output.remove(MANIFEST)  # parts are about to change: until the new manifest, unfinished
     dropped: Counter[str] = Counter()
     weights: list[float] = []
     parts: list[ExamplePart] = []
     pending: pa.Table | None = None
-    for batch in rows.iter_batches(batch_size=EXAMPLES_PER_PART, batch_format="pyarrow"):
+    seen: set[bytes] = set()
+    for batch in rows:
         for counts in batch["dropped"].drop_null().to_pylist():
             dropped.update(json.loads(counts))
         table = batch.filter(pc.not_equal(batch["order"], _NO_EXAMPLE))
+        if drop_duplicates:
+            new = _unseen(table, seen)
+            dropped["duplicate"] += len(new) - sum(new)
+            table = table.filter(pa.array(new, pa.bool_()))
         pending = table if pending is None else pa.concat_tables([pending, table])
         while pending.num_rows >= EXAMPLES_PER_PART:
             parts.append(_part(output, len(parts), pending.slice(0, EXAMPLES_PER_PART), weights))
@@ -163,10 +206,24 @@ def _write(rows: Any, output: Folder) -> RelabelResult:
         parts.append(_part(output, len(parts), pending, weights))
     if not parts:
         raise TrainError(
-            f"relabeling left no example to train on; responses dropped by reason: {dict(dropped)}"
+            f"relabeling left no example to train on; responses dropped by reason: {dict(+dropped)}"
         )
     manifest = write_manifest(output, parts, math.fsum(weights))
-    return RelabelResult(manifest, dict(dropped))
+    return RelabelResult(manifest, dict(+dropped))
+
+
+def _unseen(table: pa.Table, seen: set[bytes]) -> list[bool]:
+    """Whether each row has tokens and spans that none before it had; `seen` keeps their digests.
+
+    A row may come again in a later iteration of pooled data, or from another sample of a problem.
+    """
+    new = []
+    for ids, spans in zip(table["input_ids"].to_pylist(), table["spans"].to_pylist(), strict=True):
+        loss = [(span["start"], span["end"]) for span in spans]
+        digest = hashlib.blake2b(repr((ids, loss)).encode(), digest_size=16).digest()
+        new.append(digest not in seen)
+        seen.add(digest)
+    return new
 
 
 def _part(output: Folder, index: int, table: pa.Table, weights: list[float]) -> ExamplePart:

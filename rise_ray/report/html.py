@@ -118,9 +118,19 @@ def duration(seconds: float) -> str:
     )
 
 
+def _recipe(settings: Mapping[str, Any]) -> str:
+    """A recipe's name and settings, those of its groups in brackets."""
+    said = [
+        f"{name} ({_recipe(value)})" if isinstance(value, Mapping) else f"{name} {value}"
+        for name, value in settings.items()
+        if name not in ("name", "kind", "track") and value is not None
+    ]
+    return ", ".join([str(settings.get("name", settings.get("kind"))), *said])
+
+
 def _facts(config: Mapping[str, Any]) -> dict[str, str]:
     """What a reader wants to know of the settings before looking at a figure."""
-    rollout, relabel, train = config["rollout"], config["relabel"], config["train"]
+    train = config["train"]
     evaluation, sampling = config["evaluation"], config["evaluation"]["sampling"]
     model = config["model"]["path"] or "made from scratch"
     return {
@@ -129,11 +139,8 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
         "Iterations": f"{config['iterations']}, each from the {config['start_from']} model, "
         f"{config['data']} data",
         "Problems": f"{config['problems'] or 'all'} of {config['split']} per iteration",
-        "Rollouts": f"{words.plural(rollout['turns'], 'turn')}, "
-        f"window {_window(rollout['window'])}, "
-        f"{rollout['candidates']} candidates per state",
-        "Relabeling": f"{relabel['strategy']}, filter {relabel['filter']}, "
-        f"tau {relabel['tau']}, centering {relabel['centering']}",
+        "Recipe": _recipe(config["recipe"]),
+        "Controls": "; ".join(_recipe(control) for control in config["controls"]) or "none",
         "Training": f"epochs {train['epochs']:g}, lr {train['lr']:g}, "
         f"{train['batch_tokens']:,} tokens per step",
         "Evaluation": f"split {evaluation['split']}, "

@@ -28,7 +28,7 @@ COUNTS = {
 
 
 def eval_records(records: Iterable[Record]) -> dict[str, Record]:
-    """The evaluation of each model: base, iterations in order, control, others by name.
+    """The evaluation of each model: base, iterations in order, then the controls by name.
 
     Where a model was evaluated again (a resumed run), the later record counts.
     """
@@ -111,4 +111,4 @@ def _model_order(model: str) -> tuple[int, int, str]:
         return 0, 0, model
     if iteration:
         return 1, int(iteration[1]), model
-    return (2 if model.startswith("control") else 3), 0, model
+    return 2, 0, model

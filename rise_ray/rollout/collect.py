@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rise_ray.errors import DataError, RolloutError
-from rise_ray.mdp import Attempt, FinishReason, Outcome, Phase, Problem, StopReason, Trajectory
+from rise_ray.feedback.base import feedback_of
+from rise_ray.mdp import Attempt, FinishReason, Outcome, Place, Problem, StopReason, Trajectory
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.store.commit import Committer
@@ -21,13 +22,18 @@ from rise_ray.tasks.base import Task
 
 @dataclass
 class Tally:
-    """Counts over the trajectories of a phase. A check that failed is in no accuracy."""
+    """Counts over the trajectories of a phase, of what was sampled in it.
+
+    A check that failed is in no accuracy.
+    """
 
     trajectories: int = 0
     stop_reasons: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
+    first_responses: int = 0
+    first_tokens: int = 0
     right: Counter[int] = field(default_factory=Counter)
     judged: Counter[int] = field(default_factory=Counter)
 
@@ -36,17 +42,26 @@ class Tally:
         self.trajectories += 1
         self.stop_reasons[trajectory.stop_reason.value] += 1
         for number, turn in enumerate(trajectory.turns, start=1):
+            if not turn.attempt.sampled:
+                continue  # counted where it was
             outcome = turn.attempt.verdict.outcome
-            if outcome is not Outcome.ERROR:
+            if outcome not in (Outcome.ERROR, Outcome.PARTIAL):
                 self.judged[number] += 1
                 self.right[number] += outcome is Outcome.CORRECT
             for response in (turn.attempt, *turn.candidates):
                 self._add_response(response)
+                self.first_responses += number == 1
+                self.first_tokens += _sampled_tokens(response) if number == 1 else 0
 
     def _add_response(self, response: Attempt) -> None:
         self.outcomes[response.verdict.outcome.value] += 1
         self.truncated += response.finish_reason is FinishReason.LENGTH
-        self.tokens += len(response.token_ids)
+        self.tokens += _sampled_tokens(response)
+
+    @property
+    def verdicts(self) -> int:
+        """Responses that were given to a verifier."""
+        return self.outcomes.total() - self.outcomes[Outcome.PARTIAL.value]
 
     def record(self) -> dict[str, Any]:
         """As fields of a metrics record."""
@@ -54,10 +69,12 @@ class Tally:
             "trajectories": self.trajectories,
             "episode_errors": self.stop_reasons[StopReason.ERROR.value],
             "context_overflow": self.stop_reasons[StopReason.CONTEXT_OVERFLOW.value],
-            "verdicts": self.outcomes.total(),
+            "verdicts": self.verdicts,
             "verdict_errors": self.outcomes[Outcome.ERROR.value],
             "truncated": self.truncated,
             "tokens": self.tokens,
+            "first_responses": self.first_responses,
+            "first_tokens": self.first_tokens,
             "outcomes": dict(self.outcomes),
             "stop_reasons": dict(self.stop_reasons),
             "accuracy": {f"acc@t{n}": self.right[n] / self.judged[n] for n in sorted(self.judged)},
@@ -70,8 +87,12 @@ def specs_for(
     """`samples` episodes on each problem.
 
     Raises:
+        ConfigError: the task has no such feedback.
         DataError: a prompt leaves no room for a response in the model's context.
+        ModelError: the tokenizer splits a word that the plan's question wants.
     """
+    if plan.question is not None:
+        chat.label_ids(plan.question.words)
     specs = []
     for problem in problems:
         prompt = tuple(task.prompt(problem))
@@ -82,7 +103,7 @@ def specs_for(
                 f"{plan.sampling.max_tokens} it does not fit `model.max_model_len` = "
                 f"{plan.max_model_len}; change one of them, or remove the problem"
             )
-        feedback = task.feedback(problem)
+        feedback = feedback_of(plan.feedback, task, problem)
         specs += [EpisodeSpec(plan, problem, sample, prompt, feedback) for sample in range(samples)]
     return specs
 
@@ -91,8 +112,7 @@ def roll_phase(
     roll: Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]],
     specs: Sequence[EpisodeSpec],
     store: TrajectoryStore,
-    iteration: int,
-    phase: Phase,
+    place: Place,
     max_verdict_error_share: float,
     progress: Callable[[int, int, Tally], None],
 ) -> dict[str, Any]:
@@ -104,7 +124,7 @@ def roll_phase(
         roll: runs specs, of so many in the phase, so many of which ended as `error` before;
             `RolloutPool.roll`, with a teacher behind it or not.
         specs: of the whole phase.
-        store, iteration, phase: where the trajectories go.
+        store, place: where the trajectories go.
         max_verdict_error_share: of all verdicts; more stop the phase.
         progress: called with (episodes done, of all, counts of this call's).
 
@@ -115,22 +135,22 @@ def roll_phase(
         RolloutError: too many checks failed, or trajectories are missing in the end.
         StoreError: a part that is there is damaged, or no part can be written.
     """
-    stored = store.stop_reasons(iteration, phase)
+    stored = store.stop_reasons(place)
     errors = sum(reason is StopReason.ERROR for reason in stored.values())
     missing = [spec for spec in specs if spec.id not in stored]
     tally = Tally()
-    with Committer(store, iteration, phase) as committer:
+    with Committer(store, place) as committer:
         for trajectory in roll(missing, len(specs), errors) if missing else ():
             committer.add(trajectory)
             tally.add(trajectory)
             progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)
-    sealed = store.seal(iteration, phase)
+    sealed = store.seal(place)
     total = Tally()
-    for trajectory in store.read(iteration, phase, sealed):
+    for trajectory in store.read(place, sealed):
         total.add(trajectory)
     if total.trajectories != len(specs):
         raise RolloutError(
-            f"{store.phase(iteration, phase).uri}: holds {total.trajectories} trajectories, "
+            f"{store.folder_of(place).uri}: holds {total.trajectories} trajectories, "
             f"{len(specs)} were rolled; delete the folder and resume"
         )
     _limit_verdict_errors(total, max_verdict_error_share)
@@ -142,8 +162,12 @@ def roll_phase(
     }
 
 
+def _sampled_tokens(response: Attempt) -> int:
+    return len(response.token_ids) - response.given
+
+
 def _limit_verdict_errors(tally: Tally, share: float) -> None:
-    errors, total = tally.outcomes[Outcome.ERROR.value], tally.outcomes.total()
+    errors, total = tally.outcomes[Outcome.ERROR.value], tally.verdicts
     if errors > share * total:
         raise RolloutError(
             f"{errors} of {total} checks failed, more than `verify.max_error_share` = {share:g} "

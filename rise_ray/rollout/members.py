@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 
-from rise_ray.mdp import WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.worker import Progress
 
@@ -30,7 +29,6 @@ class Member:
 
     name: str
     handle: Any
-    version: WeightVersion
     status: Status
     call: Any
     """What it is doing, None if nothing."""

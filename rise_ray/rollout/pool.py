@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -27,7 +27,8 @@ from rise_ray.rollout.failures import FailedStarts, cause, raise_if_ours
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker
-from rise_ray.sync.receiver import push_weights
+from rise_ray.sync.parity import ParityReport
+from rise_ray.sync.receiver import EnginePlace, beside, push_weights
 from rise_ray.sync.source import start_weight_server
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class RolloutPool:
         self._next_look = 0.0
         self._last_up = 0.0
         """When a worker was last up, in monotonic seconds."""
+        self.parity: dict[str, ParityReport] = {}
+        """By name, how far from the trainer the workers were that have held `version`."""
         self.lost_workers = 0
         self.requeued = 0
         """Leases that went back to the queue, all rolls together."""
@@ -136,21 +139,21 @@ class RolloutPool:
             SyncError: a worker does not hold the version afterwards.
         """
         self.version = version
+        self.parity.clear()
         members = list(self._members.values())
         for member in members:
             if member.status is not Status.READY:
                 self._remove(member)  # it is loading the version before, or its node goes
         ready = [member for member in members if member.status is Status.READY]
-        backend = self._sync.backend
-        if backend == "object_store":
+        if self._sync.backend == "object_store":
             calls = self._pull(ready) if ready else {}
         else:
             # In a collective one worker keeps all others waiting, and nobody can tell which: so
             # each has to answer before it begins.
-            ready = self._answering({m.handle.__ray_ready__.remote(): m for m in ready})
-            calls = self._push(ready, backend) if ready else {}
-        for member in self._answering(calls):
-            member.version = version
+            answers = self._answers({m.handle.place.remote(): m for m in ready})
+            calls = self._push(answers) if answers else {}
+        for member, report in self._answers(calls):
+            self.parity[member.name] = report
 
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
@@ -160,48 +163,56 @@ class RolloutPool:
         )
         return {m.handle.sync.remote(version, self._server): m for m in members}
 
-    def _push(self, members: list[Member], backend: Literal["nccl", "ipc"]) -> dict[Any, Member]:
-        """One GPU task sends the checkpoint to all workers over vLLM's own backend."""
-        # With ipc the sender shares the one worker's GPU, with nccl it has its own.
-        num_gpus = 1 - self._config.num_gpus if backend == "ipc" else 1
-        sent = ray.remote(num_cpus=0, num_gpus=num_gpus, max_calls=1)(push_weights).remote(
-            self.version.checkpoint,
-            self.version.iteration,
-            self._sync.bucket_bytes,
-            [member.handle for member in members],
-            backend,
-            self._config.vllm.get("tensor_parallel_size", 1),
-        )
+    def _push(self, workers: list[tuple[Member, EnginePlace]]) -> dict[Any, Member]:
+        """GPU tasks send the checkpoint to workers, each at its place, by vLLM's own backend."""
+        members = [member for member, _ in workers]
+        if self._sync.backend == "ipc":
+            sent = [self._send([m], beside(place)) for m, place in workers]
+        else:
+            sent = [self._send(members, {"num_gpus": 1})]
         try:
             ray.get(sent, timeout=self._sync.deadline_s)
         except GetTimeoutError as error:
-            ray.cancel(sent, force=True)
+            for task in sent:
+                ray.cancel(task, force=True)
             names = ", ".join(member.name for member in members)
             raise SyncError(self._late(f"one of {names}")) from error
         except RayError as error:
             raise_if_ours(error)
             raise SyncError(
-                f"weight version {self.version.iteration}: {backend} push: {cause(error)}"
+                f"weight version {self.version.iteration}: {self._sync.backend} push: "
+                f"{cause(error)}"
             ) from error
         return {m.handle.adopt.remote(self.version): m for m in members}
 
-    def _answering(self, calls: dict[Any, Member]) -> list[Member]:
-        """The members whose calls return within `sync.deadline_s`; the others are dropped."""
+    def _send(self, members: list[Member], options: dict[str, Any]) -> Any:
+        """A task that pushes to some workers; `options` are Ray's, and give it its GPU."""
+        vllm = self._config.vllm
+        return ray.remote(num_cpus=0, max_calls=1, **options)(push_weights).remote(
+            self.version.checkpoint,
+            self.version.iteration,
+            self._sync.bucket_bytes,
+            [member.handle for member in members],
+            self._sync.backend,
+            vllm.get("tensor_parallel_size", 1) * vllm.get("pipeline_parallel_size", 1),
+        )
+
+    def _answers(self, calls: dict[Any, Member]) -> list[tuple[Member, Any]]:
+        """Members with what their calls return in `sync.deadline_s`; the others are dropped."""
         if not calls:
             return []
         done, late = ray.wait(list(calls), num_returns=len(calls), timeout=self._sync.deadline_s)
         for call in late:
             self._drop(calls[call], self._late(calls[call].name))
-        return [calls[call] for call in done if self._survived(calls[call], call)]
-
-    def _survived(self, member: Member, call: Any) -> bool:
-        try:
-            ray.get(call)
-        except RayError as error:
-            raise_if_ours(error)
-            self._drop(member, f"{member.name} died during a sync: {cause(error)}")
-            return False
-        return True
+        answers = []
+        for call in done:
+            member = calls[call]
+            try:
+                answers.append((member, ray.get(call)))
+            except RayError as error:
+                raise_if_ours(error)
+                self._drop(member, f"{member.name} died during a sync: {cause(error)}")
+        return answers
 
     def _late(self, who: str) -> str:
         return (
@@ -242,7 +253,7 @@ class RolloutPool:
             name, self.version, self._model, config, self._sync, self._verifiers, self._seed
         )
         self._members[name] = Member(
-            name, handle, self.version, Status.STARTING, handle.start.remote(), time.monotonic()
+            name, handle, Status.STARTING, handle.start.remote(), time.monotonic()
         )
 
     def _lease(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> None:
@@ -286,7 +297,7 @@ class RolloutPool:
 
     def _started(self, member: Member) -> None:
         try:
-            ray.get(member.call)
+            self.parity[member.name] = ray.get(member.call)
         except RayError as error:
             self._remove(member)
             self._failed_starts.note(member.name, error, others_work=self._ready_count() > 0)

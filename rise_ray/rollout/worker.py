@@ -18,21 +18,23 @@ import ray
 
 from rise_ray.config.settings import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.errors import SyncError
-from rise_ray.mdp import Trajectory, Verdict, WeightVersion
+from rise_ray.mdp import Trajectory, WeightVersion
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.rollout.chat import load_chat
 from rise_ray.rollout.engine import Engine
-from rise_ray.rollout.episode import Completion, Episode, EpisodeSpec, Request
+from rise_ray.rollout.episode import Episode, EpisodeSpec
+from rise_ray.rollout.requests import Check, Request
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
+    Probed,
+    check_moved,
     check_parity,
     default_tolerance,
     engine_logprobs,
 )
-from rise_ray.sync.receiver import WeightReceiver
-from rise_ray.sync.update import commit_version, sync_engine
+from rise_ray.sync.receiver import WeightReceiver, commit_version, sync_engine
 from rise_ray.verify.actor import VerifierHandle
 from rise_ray.verify.client import Verification
 
@@ -87,6 +89,7 @@ class RolloutWorker(WeightReceiver):
         self._finished: list[Trajectory] = []
         self._verification = Verification(verifiers)
         self._keys = itertools.count()
+        self._probed: Probed | None = None
 
     def start(self) -> ParityReport:
         """Load the engine with the worker's version, and probe it.
@@ -121,17 +124,23 @@ class RolloutWorker(WeightReceiver):
         """Probe weights that have arrived; episodes from now on carry their version.
 
         Raises:
-            SyncError: the engine's log-probabilities are not those of the version.
+            SyncError: the engine's log-probabilities are not those of the version, or still those
+                of the version before.
         """
         self.version = version
         return self._probe()
 
     def _probe(self) -> ParityReport:
         reference = ParityReference.load(Folder(self.version.parity))
-        scored = engine_logprobs(self.engine, reference.sequences)
+        got = engine_logprobs(self.engine, reference.sequences)
         dtype = resolve_dtype(self._model.dtype, self._workers.num_gpus)
         tolerance = self._sync.parity_tolerance or default_tolerance(dtype)
-        return check_parity(reference, scored, tolerance, self.name, self.version.iteration)
+        report = check_parity(reference, got, tolerance, self.name, self.version.iteration)
+        probe = Probed(self.version.iteration, reference, got)
+        if self._probed is not None:
+            check_moved(self._probed, probe, self.name)
+        self._probed = probe
+        return report
 
     def exchange(self, specs: Sequence[EpisodeSpec]) -> Progress:
         """Start `specs`, run for a moment, return the trajectories that have ended."""
@@ -143,31 +152,28 @@ class RolloutWorker(WeightReceiver):
         until = time.monotonic() + _EXCHANGE_S
         while self._episodes and time.monotonic() < until:
             if self._engine.busy:
-                for key, completions in self._engine.step():
-                    self._completed(key, completions)
+                for key, reply in self._engine.step():
+                    self._reply(*self._requests.pop(key), reply)
             wait_s = 0.0 if self._engine.busy else _VERIFIER_WAIT_S
             for (episode, request), verdicts in self._verification.poll(wait_s):
-                self._verified(episode, request, verdicts)
+                self._reply(episode, request, verdicts)
         finished, self._finished = self._finished, []
         seconds = time.monotonic() - started
         node = ray.get_runtime_context().get_node_id()
         return Progress(finished, self._engine.busy, self._engine.tokens, seconds, node)
 
+    def _reply(self, episode: Episode, request: Request, reply: Sequence[Any]) -> None:
+        self._proceed(episode, episode.reply(request, reply))
+
     def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:
-            key = str(next(self._keys))
-            self._requests[key] = (episode, request)
-            sampling = episode.spec.plan.sampling
-            self._engine.submit(key, request, sampling, self._chat.end_of_turn)
+            if isinstance(request, Check):
+                items = [(episode.spec.problem, text) for text in request.texts]
+                self._verification.add((episode, request), items)
+            else:
+                key = str(next(self._keys))
+                self._requests[key] = (episode, request)
+                self._engine.submit(key, request, self._chat.end_of_turn)
         if episode.done:
             self._episodes -= 1
             self._finished.append(episode.trajectory())
-
-    def _completed(self, key: str, completions: Sequence[Completion]) -> None:
-        episode, request = self._requests.pop(key)
-        texts = episode.completed(request, completions)
-        problem = episode.spec.problem
-        self._verification.add((episode, request), [(problem, text) for text in texts])
-
-    def _verified(self, episode: Episode, request: Request, verdicts: Sequence[Verdict]) -> None:
-        self._proceed(episode, episode.verified(request, verdicts))

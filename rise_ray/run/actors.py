@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from rise_ray.config.settings import ModelConfig, ModelTeacher, WorkersConfig
-from rise_ray.config.settings import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.config.settings import ModelConfig, WorkersConfig
+from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.feedback.teacher import Spending, Student, Teacher, make_teacher
 from rise_ray.mdp import Trajectory, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
@@ -20,9 +22,18 @@ from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.run.journal import Run
 from rise_ray.store.files import Folder
-from rise_ray.sync.parity import PARITY_FILE, reference_in_task
+from rise_ray.sync.parity import PARITY_FILE, drift_record, reference_in_task
 from rise_ray.tasks.base import Task
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """Who is taught by whom: a teacher, and how the model that learns renders its states."""
+
+    teacher: TeacherConfig
+    chat: ChatFormat
+
 
 Probe = Callable[[ChatFormat], tuple[tuple[int, ...], ...]]
 Roll = Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]]
@@ -61,16 +72,16 @@ class Actors:
         for pool in self._pools():
             pool.shrink()
 
-    def roller(self, weights: WeightVersion, student: ChatFormat | None) -> Roll:
-        """Rolls episodes with `weights`; for a `student` with a teacher, its answers are added."""
+    def roller(self, weights: WeightVersion, taught: Taught | None) -> Roll:
+        """Rolls episodes with `weights`; where there is a teacher, its answers are added."""
 
         def roll(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
             pool = self._pool_with(weights)
             self._console.rolling()
             trajectories = pool.roll(specs, total, errors)
-            if student is None or self._config.teacher.kind == "none":
+            if taught is None or isinstance(taught.teacher, NoTeacher):
                 return trajectories
-            return self._teacher_of(student).improve(trajectories)
+            return self._teacher_of(taught).improve(trajectories)
 
         return roll
 
@@ -81,9 +92,14 @@ class Actors:
             "lost_workers": sum(pool.lost_workers for pool in pools),
             "requeued_episodes": sum(pool.requeued for pool in pools),
         }
-        if isinstance(self._config.teacher, OpenAITeacherConfig):
+        if self._run.teacher_tokens:
             counters["teacher_tokens"] = self._run.teacher_tokens
         return counters
+
+    def drift(self) -> dict[str, Any]:
+        """How far the engines of the last weights were from the trainer; empty if none started."""
+        reports = self._pool.parity if self._pool else {}
+        return {"parity_drift": drift_record(reports.values())} if reports else {}
 
     def _pools(self) -> list[RolloutPool]:
         return [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
@@ -109,16 +125,15 @@ class Actors:
             self._console.step(f"synced weights, parity checked ({seconds:.1f} s)")
         return self._pool
 
-    def _teacher_of(self, chat: ChatFormat) -> Teacher:
+    def _teacher_of(self, taught: Taught) -> Teacher:
         """The run's teacher; the student's tokens are the same in all iterations."""
-        config = self._config
         if self._teacher is None:
-            if isinstance(config.teacher, ModelTeacher):
-                self._teacher_pool = self._start_teacher_pool(config.teacher)
-            student = Student(self._task, chat, self._verifiers)
+            if isinstance(taught.teacher, ModelTeacher):
+                self._teacher_pool = self._start_teacher_pool(taught.teacher)
+            student = Student(self._task, taught.chat, self._verifiers)
             spending = Spending(self._run.teacher_tokens, self._run.record_teacher_tokens)
             self._teacher = make_teacher(
-                student, config.teacher, self._teacher_pool, config.seed, spending
+                student, taught.teacher, self._teacher_pool, self._config.seed, spending
             )
         elif self._teacher_pool is not None:
             self._teacher_pool.wait_ready()  # as long as the rollouts have not taken all room
@@ -164,7 +179,10 @@ def given_model(
     assert model.path is not None
     checkpoint = shared_model(model.path)
     if not parity.exists(PARITY_FILE):
-        sequences = probe(load_chat(locate_tokenizer(checkpoint), model, checkpoint))
+        chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
+        sequences = [
+            ids[: model.max_model_len - 1] for ids in probe(chat)
+        ]  # a teacher's is its own
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
         reference = reference_in_task(
             checkpoint, sequences, dtype, model.trust_remote_code, deadline_s

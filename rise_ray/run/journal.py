@@ -6,7 +6,7 @@ runs/<name>/
   owner.json                  the driver that works on it now (rise_ray.run.owner)
   metrics.jsonl               every measurement (rise_ray.report.tracking)
   trajectories/  examples/    what was rolled and what it was relabeled to
-  checkpoints/iteration=N/    Hugging Face folders (0: the warm start)
+  checkpoints/TRACK=N/        Hugging Face folders (iteration=0: the warm start)
   report.html
 """
 
@@ -26,7 +26,7 @@ from rise_ray.store.files import Folder
 from rise_ray.store.parquet import sha256
 from rise_ray.store.trajectories import TrajectoryStore
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 CONFIG, STATE, REPORT = "config.yaml", "state.json", "report.html"
 LAST_STAGE = "run/report"
 _JOURNAL = {"stages": dict, "config_sha256": str, "decisive_sha256": str, "teacher_tokens": int}

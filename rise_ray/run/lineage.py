@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import DataError, StoreError
-from rise_ray.mdp import Attempt, Example, Phase, Trajectory
+from rise_ray.mdp import Attempt, Example, Place, Trajectory
 from rise_ray.run.journal import CONFIG, config_sha256, read_journal
-from rise_ray.run.plans import phase_of, stage_name
+from rise_ray.run.plans import sampling_weights
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import (
     example_weight,
     examples_from_table,
@@ -167,12 +168,12 @@ def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) ->
         "rule": origin.rule,
         "problem": origin.problem_id,
         "trajectory": None if trajectory is None else trajectory.id,
-        "iteration": origin.iteration,
+        "place": str(origin.place),
         "turn": origin.turn,
         "candidate": origin.candidate,
         "seed": origin.seed,
         "weight_version": origin.weight_version,
-        "checkpoint": _checkpoint(record, phase_of(row.stage), origin.weight_version),
+        "checkpoint": _checkpoint(record, origin.place, origin.weight_version),
         "verifier_version": origin.verifier_version,
         "config_sha256": record.config_sha256,
         "decisive_sha256": record.decisive_sha256,
@@ -182,21 +183,20 @@ def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) ->
 
 
 def _trajectory(record: RunRecord, row: TrainingRow) -> Trajectory | None:
-    origin, phase = row.example.provenance, phase_of(row.stage)
+    origin = row.example.provenance
     if origin.source == _DEMONSTRATION:
         return None
-    key = f"{stage_name(phase, origin.iteration)}/collect"
+    key = str(origin.place)
     if key not in record.stages:
         raise StoreError(
             f"{record.folder.uri}: {key}, where example {row.example.id} came from, is being done "
             "again after a loss; go on with --resume first"
         )
     store = TrajectoryStore(record.folder / "trajectories")
-    where = (origin.iteration, phase, record.stages[key]["parts_sha256"])
-    found = store.find(*where, trajectory_id=origin.trajectory_id)
+    found = store.find(origin.place, record.stages[key]["parts_sha256"], origin.trajectory_id)
     if found is None:
         raise StoreError(
-            f"{store.phase(*where[:2]).uri}: lacks {origin.trajectory_id}, which example "
+            f"{store.folder_of(origin.place).uri}: lacks {origin.trajectory_id}, which example "
             f"{row.example.id} came from; restore the folder from a copy"
         )
     return found
@@ -230,11 +230,11 @@ def _response(row: TrainingRow, trajectory: Trajectory) -> Attempt:
     return response
 
 
-def _checkpoint(record: RunRecord, phase: Phase, version: int) -> str | None:
+def _checkpoint(record: RunRecord, place: Place, version: int) -> str | None:
     """Where the weights of a version are; None where no model of the run wrote the response."""
     if version < 0:
         return None
     if version == 0 and record.config.warm_start is None:
         return record.config.model.path
-    name = "control" if phase is Phase.CONTROL and version else "iteration"
-    return (record.folder / "checkpoints" / f"{name}={version}").uri
+    weights = sampling_weights(stages_of(record.config))[place]
+    return (record.folder / "checkpoints" / f"{weights.track}={weights.iteration}").uri

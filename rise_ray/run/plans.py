@@ -1,54 +1,65 @@
-"""What each phase rolls: pure functions of the config."""
+"""What a run's rolling stages roll: pure functions of the config and of the declared stages."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from rise_ray.config.settings import RunConfig
+from rise_ray.config.settings import RunConfig, WorkersConfig
+from rise_ray.config.teacher import ModelTeacher, NoTeacher, OpenAITeacher, ReferenceTeacher
 from rise_ray.errors import ConfigError
-from rise_ray.mdp import Phase, Problem, derive_seed
+from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
+from rise_ray.run.specs import Evaluate, Roll, Spec, Weights
 
-BASE, CONTROL = "base", "control"
-
-
-def stage_name(phase: Phase, iteration: int) -> str:
-    """`iteration-N` of RISE, `control-N` of the control."""
-    return f"{'control' if phase is Phase.CONTROL else 'iteration'}-{iteration}"
+Teacher = ReferenceTeacher | OpenAITeacher | ModelTeacher
+_Spec = TypeVar("_Spec", bound=Spec)
 
 
-def phase_of(stage: str) -> Phase:
-    """The inverse of `stage_name`: what a stage's training data were rolled out for."""
-    return Phase.CONTROL if stage.startswith(f"{CONTROL}-") else Phase.COLLECT
+def of_kind(kind: type[_Spec], specs: Iterable[Spec]) -> list[_Spec]:
+    """The stages of one kind, in order."""
+    return [spec for spec in specs if isinstance(spec, kind)]
 
 
-def evaluated_models(config: RunConfig) -> dict[str, tuple[int, Phase]]:
-    """Every model that a run evaluates: its iteration, and the phase its episodes are kept in."""
-    models = {BASE: (0, Phase.EVAL)}
-    for iteration in range(1, config.iterations + 1):
-        models[stage_name(Phase.EVAL, iteration)] = (iteration, Phase.EVAL)
-    if config.control.enabled and config.iterations:
-        models[CONTROL] = (config.iterations, Phase.CONTROL_EVAL)
-    return models
+def rolled_places(specs: Iterable[Spec]) -> dict[str, Place]:
+    """Where each stage that rolls episodes keeps them, by its key in the journal."""
+    return {spec.key: spec.place for spec in specs if isinstance(spec, Roll | Evaluate)}
 
 
-def rollout_phases(config: RunConfig) -> dict[str, tuple[int, Phase]]:
-    """Every stage that rolls episodes, by its key in the journal: the phase they are kept in."""
-    phases = [Phase.COLLECT, Phase.CONTROL] if config.control.enabled else [Phase.COLLECT]
-    collected = {
-        f"{stage_name(phase, iteration)}/collect": (iteration, phase)
-        for phase in phases
-        for iteration in range(1, config.iterations + 1)
-    }
-    evaluated = {f"{model}/eval": where for model, where in evaluated_models(config).items()}
-    return collected | evaluated
+def sampling_weights(specs: Iterable[Spec]) -> dict[Place, Weights]:
+    """The weights that roll at each place."""
+    return {spec.place: spec.weights for spec in specs if isinstance(spec, Roll | Evaluate)}
+
+
+def evaluated_models(specs: Iterable[Spec]) -> dict[str, Place]:
+    """Every model that is evaluated: where its episodes are kept."""
+    return {spec.model: spec.place for spec in of_kind(Evaluate, specs)}
+
+
+def teacher_of(specs: Iterable[Spec]) -> Teacher | None:
+    """The teacher of the rolling stages, None where nobody is taught.
+
+    Raises:
+        ConfigError: there are two.
+    """
+    found = [spec.episodes.teacher for spec in of_kind(Roll, specs)]
+    named = [teacher for teacher in found if not isinstance(teacher, NoTeacher)]
+    if any(teacher != named[0] for teacher in named):
+        raise ConfigError("`recipe`, `controls`: a run has one teacher, and these name two")
+    return named[0] if named else None
+
+
+def teacher_workers(specs: Iterable[Spec]) -> WorkersConfig | None:
+    """The second pool, of a teacher that is a model."""
+    teacher = teacher_of(specs)
+    return teacher.workers if isinstance(teacher, ModelTeacher) else None
 
 
 def iteration_problems(
     config: RunConfig, problems: Sequence[Problem], iteration: int
 ) -> list[Problem]:
-    """The iteration's training problems: the next `problems` of one seeded shuffle.
+    """The iteration's training problems, on every track: the next `problems` of a seeded shuffle.
 
     No problem comes again before all have come; every resume gives the same.
 
@@ -64,55 +75,44 @@ def iteration_problems(
     return [order[n % len(order)] for n in range(start, start + count)]
 
 
-def collect_plan(config: RunConfig, iteration: int) -> EpisodePlan:
-    """RISE's episodes: attempts over turns; candidates at every state unless a teacher answers."""
-    rollout = config.rollout
-    distill = config.relabel.strategy == "distill"
+def roll_plan(config: RunConfig, spec: Roll, candidates: int) -> EpisodePlan:
+    """What a stage's episodes have in common; `candidates` is for a spec that leaves it open."""
+    episodes = spec.episodes
     return EpisodePlan(
         run=config.name,
-        iteration=iteration,
-        phase=Phase.COLLECT,
-        seed=config.seed,
-        turns=rollout.turns,
-        window=rollout.window,
-        stop_on_success=rollout.stop_on_success,
-        candidates=0 if distill else rollout.candidates,
-        first_state_only=False,
-        sampling=rollout.sampling,
-        max_model_len=config.model.max_model_len,
-    )
-
-
-def control_plan(config: RunConfig, iteration: int, responses: int) -> EpisodePlan:
-    """The control's episodes: `responses` independent answers to the bare problem."""
-    return EpisodePlan(
-        run=config.name,
-        iteration=iteration,
-        phase=Phase.CONTROL,
-        seed=config.seed,
-        turns=1,
-        window=None,
-        stop_on_success=False,
-        candidates=responses - 1,
-        first_state_only=True,
+        place=spec.place,
+        seed=_seed(config, spec.place),
+        turns=episodes.turns,
+        window=episodes.window,
+        stop_on_success=episodes.stop_on_success,
+        candidates=candidates if episodes.candidates is None else episodes.candidates,
+        first_state_only=episodes.first_state_only,
+        last_feedback=episodes.last_feedback,
+        feedback=episodes.feedback,
         sampling=config.rollout.sampling,
         max_model_len=config.model.max_model_len,
     )
 
 
-def eval_plan(config: RunConfig, iteration: int, phase: Phase) -> EpisodePlan:
+def eval_plan(config: RunConfig, place: Place) -> EpisodePlan:
     """RISE's protocol: one sequential run, never stopped, and parallel first answers."""
     protocol = config.evaluation
     return EpisodePlan(
         run=config.name,
-        iteration=iteration,
-        phase=phase,
-        seed=config.seed,
+        place=place,
+        seed=_seed(config, place),
         turns=protocol.turns,
         window=protocol.window,
         stop_on_success=False,
         candidates=protocol.parallel,
         first_state_only=True,
+        last_feedback=False,
+        feedback=protocol.feedback,
         sampling=protocol.sampling,
         max_model_len=config.model.max_model_len,
     )
+
+
+def _seed(config: RunConfig, place: Place) -> int:
+    """Each track has its own draws."""
+    return config.seed if place.track == MAIN_TRACK else derive_seed(config.seed, place.track)

@@ -13,7 +13,8 @@ from typing import Any
 
 from rise_ray.report.tracking import METRICS, new_record, read_metrics, write_metrics
 from rise_ray.run.journal import CONFIG, Run
-from rise_ray.run.plans import rollout_phases
+from rise_ray.run.plans import rolled_places
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import MANIFEST, read_manifest
 from rise_ray.store.files import Folder
 
@@ -27,10 +28,10 @@ def lost_stages(run: Run) -> dict[str, str]:
         StoreError: the folder cannot be looked at, or a manifest is damaged.
     """
     lost = {}
-    for key, (iteration, phase) in rollout_phases(run.config).items():
+    for key, place in rolled_places(stages_of(run.config)).items():
         if key in run.stages:
             sealed = run.stages[key]["parts_sha256"]
-            if not run.trajectories.is_whole(iteration, phase, sealed):
+            if not run.trajectories.is_whole(place, sealed):
                 lost[key] = "its stored trajectories are not whole"
     for key in run.stages:
         if key.endswith(RELABEL):

@@ -6,6 +6,7 @@ The actors that a stage needs are `rise_ray.run.actors`'s business.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,10 +15,11 @@ from typing import Any, Self
 
 from rise_ray.cluster.connection import this_node
 from rise_ray.cluster.deadline import in_task
+from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
-from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
-from rise_ray.mdp import Phase, Problem, WeightVersion, derive_seed
+from rise_ray.evaluate.metrics import EVALUATION, EvalResult, eval_record, evaluate
+from rise_ray.mdp import MAIN_TRACK, Place, Problem, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer
 from rise_ray.relabel.job import write_relabeled
 from rise_ray.report.console import Console
@@ -26,16 +28,21 @@ from rise_ray.report.tracking import PhaseLog, start_tracker
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec
-from rise_ray.run.actors import Actors, given_model
+from rise_ray.run.actors import Actors, Taught, given_model
 from rise_ray.run.journal import REPORT, Run
-from rise_ray.run.plans import (
-    collect_plan,
-    control_plan,
-    eval_plan,
-    evaluated_models,
-    iteration_problems,
-    stage_name,
+from rise_ray.run.plans import eval_plan, evaluated_models, iteration_problems, of_kind, roll_plan
+from rise_ray.run.specs import (
+    BASE,
+    Evaluate,
+    Report,
+    Roll,
+    Rows,
+    Spec,
+    Train,
+    WarmStart,
+    Weights,
 )
+from rise_ray.run.tracks import stages_of
 from rise_ray.run.versions import package_versions
 from rise_ray.run.warm_start import demonstrate, demonstration_examples, initial_model
 from rise_ray.store.examples import write_example_parts
@@ -56,6 +63,7 @@ class Stages:
         self.config = run.config
         self.run = run
         self.console = console
+        self.stages = stages_of(run.config)
         self.task = load_task(run.config.task)
         self._tracker = start_tracker(run.config, run.folder)
         self._actors = Actors(run, console, self.task, self._probe)
@@ -77,148 +85,121 @@ class Stages:
             # What ended the run is to be told, and a stop has an exit status of its own.
             logger.warning("the run was not ended tidily: %s", user_error(failure) or failure)
 
-    def base(self) -> WeightVersion:
-        """The model that iteration 1 starts from: warm-started, or as it is."""
-        if self.config.warm_start is None:
-            workers = self.config.rollout.workers
-            parity = self.run.folder / "base"
-            deadline_s = self.config.ray.task_deadline_s
-            return given_model(self.config.model, workers, parity, self._probe, deadline_s)
-        self._stage("warm-start", "train", self._warm_start)
-        checkpoint = self._checkpoint(Phase.COLLECT, 0).uri
-        return WeightVersion(0, checkpoint, checkpoint)
+    def do(self, spec: Spec) -> None:
+        """Do a stage, unless the journal has it."""
+        match spec:
+            case WarmStart():
+                self._stage(spec.key, self._warm_start)
+            case Roll():
+                self._stage(spec.key, lambda log: self._collect(spec))
+            case Rows():
+                self._stage(spec.key, lambda log: self._relabel(spec))
+            case Train():
+                self._stage(spec.key, lambda log: self._fine_tune(spec, log))
+            case Evaluate():
+                self._stage(spec.key, lambda log: self._evaluate(spec))
+            case Report():
+                self._report(spec)
 
-    def collect(self, iteration: int, phase: Phase, weights: WeightVersion) -> None:
+    def _collect(self, spec: Roll) -> Result:
         """Roll the iteration's problems on-policy, with candidates or a teacher's answers."""
+        iteration = spec.place.iteration
+        problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
+        weights = self._version(spec.weights)
+        chat = self._chat(weights)
+        plan = roll_plan(self.config, spec, self._affordable_candidates(spec))
+        specs = specs_for(plan, self.task, chat, problems, samples=1)
+        return self._roll(weights, Taught(spec.episodes.teacher, chat), specs, spec.place)
 
-        def work(log: PhaseLog) -> Result:
-            plan = (
-                collect_plan(self.config, iteration)
-                if phase is Phase.COLLECT
-                else control_plan(self.config, iteration, self._responses_per_problem(iteration))
-            )
-            problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
-            chat = self._chat(weights)
-            specs = specs_for(plan, self.task, chat, problems, samples=1)
-            student = chat if phase is Phase.COLLECT else None
-            return self._roll(weights, student, specs, iteration, phase)
-
-        self._stage(stage_name(phase, iteration), "collect", work)
-
-    def relabel(self, iteration: int, phase: Phase) -> Folder:
+    def _relabel(self, spec: Rows) -> Result:
         """Turn stored trajectories into an examples folder."""
-        name = stage_name(phase, iteration)
-        output = self.run.folder / "examples" / name
+        self._actors.make_room()
+        result = in_task(
+            "relabeling",
+            self.config.ray.task_deadline_s,
+            write_relabeled,
+            self.run.trajectories,
+            {place: self._sealed(str(place)) for place in spec.sources},
+            spec.rule,
+            self.config.model.max_model_len,
+            derive_seed(self.config.seed, "relabel", spec.place.stage),
+            self._examples(spec.place),
+            num_cpus=0,
+            scheduling_strategy=this_node(),
+        )
+        self.console.step(f"{result.manifest.examples:,} examples")
+        return {
+            "examples": result.manifest.examples,
+            "mean_weight": result.manifest.mean_weight,
+            "dropped": result.dropped,
+        }
 
-        def work(log: PhaseLog) -> Result:
-            first = 1 if self.config.data == "pooled" else iteration
-            self._actors.make_room()
-            result = in_task(
-                "relabeling",
-                self.config.ray.task_deadline_s,
-                write_relabeled,
-                self.run.trajectories,
-                [
-                    (number, phase, self._sealed(stage_name(phase, number), "collect"))
-                    for number in range(first, iteration + 1)
-                ],
-                self.config.relabel,
-                self.config.model.max_model_len,
-                derive_seed(self.config.seed, "relabel", name),
-                output,
-                num_cpus=0,
-                scheduling_strategy=this_node(),
-            )
-            self.console.step(f"{result.manifest.examples:,} examples")
-            return {
-                "examples": result.manifest.examples,
-                "mean_weight": result.manifest.mean_weight,
-                "dropped": result.dropped,
-            }
+    def _fine_tune(self, spec: Train, log: PhaseLog) -> Result:
+        """Fine-tune on the examples; where it is compared, on as many tokens as the other track."""
+        settings, budget = self.config.train, None
+        if spec.epochs is not None:
+            settings = settings.model_copy(update={"epochs": spec.epochs})
+        if spec.like is not None:
+            like = Place(spec.like, spec.place.iteration, spec.place.phase)
+            budget = int(self.run.stages[str(like)]["tokens"])
+        return self._train(
+            spec.place.stage,
+            settings,
+            self._version(spec.start),
+            self._examples(spec.rows),
+            spec.weights,
+            budget,
+            log,
+        )
 
-        self._stage(name, "relabel", work)
-        return output
-
-    def train(
-        self, iteration: int, phase: Phase, examples: Folder, start: WeightVersion
-    ) -> WeightVersion:
-        """Fine-tune `start` on the examples; the control on as many tokens as RISE had."""
-        name = stage_name(phase, iteration)
-        output = self._checkpoint(phase, iteration)
-
-        def work(log: PhaseLog) -> Result:
-            rise = self.run.stages.get(f"{stage_name(Phase.COLLECT, iteration)}/train")
-            budget = int(rise["tokens"]) if rise and phase is Phase.CONTROL else None
-            return self._train(
-                TrainJob(
-                    name=name,
-                    config=self.config.train,
-                    base=start.checkpoint,
-                    examples=examples.uri,
-                    output=output.uri,
-                    storage=(self.run.folder / "train").uri,
-                    seed=derive_seed(self.config.seed, "train", name),
-                    token_budget=budget,
-                    dtype=self.config.model.dtype,
-                    trust_remote_code=self.config.model.trust_remote_code,
-                    parity_sequences=self._probe(self._chat(start)),
-                    card=self._card(name, start.checkpoint),
-                    log=log,
-                )
-            )
-
-        self._stage(name, "train", work)
-        return WeightVersion(iteration, output.uri, output.uri)
-
-    def evaluate(self, model: str, weights: WeightVersion) -> None:
+    def _evaluate(self, spec: Evaluate) -> Result:
         """Measure weights on the held-out problems by RISE's protocol."""
-        iteration, phase = evaluated_models(self.config)[model]
+        protocol = self.config.evaluation
+        problems = self._problems(protocol.split)[: protocol.problems]
+        weights = self._version(spec.weights)
+        plan = eval_plan(self.config, spec.place)
+        specs = specs_for(plan, self.task, self._chat(weights), problems, protocol.samples)
+        counts = self._roll(weights, None, specs, spec.place)
+        record = eval_record(
+            spec.model,
+            protocol.split,
+            self._result(spec.place, counts["parts_sha256"]),
+            feedback=protocol.feedback,
+            window=protocol.window,
+            sampling=protocol.sampling.model_dump(),
+        )
+        self.console.scores(record)
+        return {**counts, **record}
 
-        def work(log: PhaseLog) -> Result:
-            protocol = self.config.evaluation
-            problems = self._problems(protocol.split)[: protocol.problems]
-            chat = self._chat(weights)
-            plan = eval_plan(self.config, iteration, phase)
-            specs = specs_for(plan, self.task, chat, problems, protocol.samples)
-            counts = self._roll(weights, None, specs, iteration, phase)
-            record = eval_record(
-                model,
-                protocol.split,
-                self._result(iteration, phase, counts["parts_sha256"]),
-                feedback=self.task.feedback(problems[0]),
-                window=protocol.window,
-                sampling=protocol.sampling.model_dump(),
-            )
-            self.console.scores(record)
-            return {**counts, **record}
-
-        self._stage(model, "eval", work)
-
-    def report(self) -> None:
+    def _report(self, spec: Report) -> None:
         """Compare the models problem by problem, write the page, print the table."""
         protocol = self.config.evaluation
-        models = evaluated_models(self.config)
-        sealed = {model: self._sealed(model, "eval") for model in models}
-        results = {model: self._result(*models[model], sealed[model]) for model in models}
+        models = evaluated_models(self.stages)
+        sealed = {model: self._sealed(f"{model}/{EVALUATION}") for model in models}
+        results = {model: self._result(models[model], sealed[model]) for model in models}
         comparisons = standard_comparisons(
-            results, bootstrap=protocol.bootstrap, seed=self.config.seed
+            results,
+            [model for model, place in models.items() if place.track == MAIN_TRACK],
+            bootstrap=protocol.bootstrap,
+            seed=self.config.seed,
         )
         records = self._tracker.records()
         if not self.run.finished:
-            last = [model for model in models if model != "control"][-1]
+            last = [model for model, place in models.items() if place.track == MAIN_TRACK][-1]
             page = write_report(
                 config=self.config.model_dump(mode="json"),
                 records=records,
                 comparisons=comparisons,
-                trajectories=self.run.trajectories.read(*models[last], sealed[last]),
+                trajectories=self.run.trajectories.read(models[last], sealed[last]),
                 versions=package_versions(),
             )
             self.run.folder.write(REPORT, page.encode())
-            self._stage("run", "report", lambda log: {"comparisons": comparisons})
+            self._stage(spec.key, lambda log: {"comparisons": comparisons})
         self.console.results(records, comparisons, f"{self.run.folder.uri}/{REPORT}")
 
-    def _stage(self, stage: str, phase: str, work: Callable[[PhaseLog], Result]) -> Result:
+    def _stage(self, key: str, work: Callable[[PhaseLog], Result]) -> None:
         """Do a stage if the journal lacks it: timed, measured, journaled."""
+        stage, phase = key.split("/")
 
         def timed() -> Result:
             log = self._tracker.begin(stage, phase)
@@ -231,7 +212,24 @@ class Stages:
             self.console.end(result["seconds"])
             return result
 
-        return self.run.stage(f"{stage}/{phase}", timed)
+        self.run.stage(key, timed)
+
+    @cached_property
+    def _base(self) -> WeightVersion:
+        """The model that iteration 1 starts from: warm-started, or as it is."""
+        if self.config.warm_start is None:
+            workers = self.config.rollout.workers
+            parity = self.run.folder / "base"
+            deadline_s = self.config.ray.task_deadline_s
+            return given_model(self.config.model, workers, parity, self._probe, deadline_s)
+        checkpoint = self._checkpoint(BASE).uri
+        return WeightVersion(0, checkpoint, checkpoint)
+
+    def _version(self, weights: Weights) -> WeightVersion:
+        if weights.iteration == 0:
+            return self._base
+        checkpoint = self._checkpoint(weights).uri
+        return WeightVersion(weights.iteration, checkpoint, checkpoint)
 
     def _warm_start(self, log: PhaseLog) -> Result:
         warm_start = self.config.warm_start
@@ -244,25 +242,41 @@ class Stages:
         folder = self.run.folder / "examples" / "warm-start"
         write_example_parts(folder, examples, derive_seed(self.config.seed, "demonstrations"))
         result = self._train(
-            TrainJob(
-                name="warm-start",
-                config=warm_start.train,
-                base=start,
-                examples=folder.uri,
-                output=self._checkpoint(Phase.COLLECT, 0).uri,
-                storage=(self.run.folder / "train").uri,
-                seed=derive_seed(self.config.seed, "train", "warm-start"),
-                token_budget=None,
-                dtype=self.config.model.dtype,
-                trust_remote_code=self.config.model.trust_remote_code,
-                parity_sequences=self._probe(chat),
-                card=self._card("warm-start", start),
-                log=log,
-            )
+            "warm-start",
+            warm_start.train,
+            WeightVersion(0, start, start),
+            folder,
+            BASE,
+            None,
+            log,
         )
         return {**result, "examples": len(examples), "too_long": too_long}
 
-    def _train(self, job: TrainJob) -> Result:
+    def _train(
+        self,
+        name: str,
+        settings: TrainConfig,
+        start: WeightVersion,
+        examples: Folder,
+        makes: Weights,
+        token_budget: int | None,
+        log: PhaseLog,
+    ) -> Result:
+        job = TrainJob(
+            name=name,
+            config=settings,
+            base=start.checkpoint,
+            examples=examples.uri,
+            output=self._checkpoint(makes).uri,
+            storage=(self.run.folder / "train").uri,
+            seed=derive_seed(self.config.seed, "train", name),
+            token_budget=token_budget,
+            dtype=self.config.model.dtype,
+            trust_remote_code=self.config.model.trust_remote_code,
+            parity_sequences=self._probe(self._chat(start)),
+            card=self._card(name, start.checkpoint),
+            log=log,
+        )
         if self.config.rollout.release_during_training:
             self._actors.release_workers()
         with self.console.following(self._tracker):
@@ -272,46 +286,61 @@ class Stages:
     def _roll(
         self,
         weights: WeightVersion,
-        student: ChatFormat | None,
+        taught: Taught | None,
         specs: Sequence[EpisodeSpec],
-        iteration: int,
-        phase: Phase,
+        place: Place,
     ) -> Result:
         before = self._actors.counters()
         counts = roll_phase(
-            self._actors.roller(weights, student),
+            self._actors.roller(weights, taught),
             specs,
             self.run.trajectories,
-            iteration,
-            phase,
+            place,
             self.config.verify.max_error_share,
             self.console.rolled,
         )
         after = self._actors.counters()
-        return {**counts, **{name: after[name] - before[name] for name in after}}
+        spent = {name: after[name] - before.get(name, 0) for name in after}
+        return {**counts, **spent, **self._actors.drift()}
 
-    def _responses_per_problem(self, iteration: int) -> int:
-        """What RISE sampled in this iteration, per problem: the control's budget."""
-        collected = self.run.stages[f"{stage_name(Phase.COLLECT, iteration)}/collect"]
-        return max(1, round(collected["verdicts"] / collected["trajectories"]))
+    def _affordable_candidates(self, spec: Roll) -> int:
+        """As many as, with the attempt, cost the tokens that the compared track has sampled.
 
-    def _sealed(self, stage: str, phase: str) -> str:
+        One answer is taken to cost what that track's first answers cost.
+        """
+        compared = [
+            self.run.stages[other.key]
+            for other in of_kind(Roll, self.stages)
+            if (other.place.track, other.place.iteration) == (spec.like, spec.place.iteration)
+        ]
+        if not compared:
+            return 0
+        spent = sum(counts["tokens"] for counts in compared)
+        episodes = max(counts["trajectories"] for counts in compared)
+        each = sum(c["first_tokens"] for c in compared) / sum(
+            c["first_responses"] for c in compared
+        )
+        return max(1, math.ceil(spent / episodes / each)) - 1
+
+    def _sealed(self, key: str) -> str:
         """The digest of a finished stage's trajectories: none may be missing when they are read."""
-        return str(self.run.stages[f"{stage}/{phase}"]["parts_sha256"])
+        return str(self.run.stages[key]["parts_sha256"])
 
-    def _result(self, iteration: int, phase: Phase, sealed: str) -> EvalResult:
+    def _result(self, place: Place, sealed: str) -> EvalResult:
         protocol = self.config.evaluation
         return evaluate(
-            self.run.trajectories.read(iteration, phase, sealed),
+            self.run.trajectories.read(place, sealed),
             turns=protocol.turns,
             parallel=protocol.parallel,
             bootstrap=protocol.bootstrap,
             seed=self.config.seed,
         )
 
-    def _checkpoint(self, phase: Phase, iteration: int) -> Folder:
-        name = "control" if phase is Phase.CONTROL else "iteration"
-        return self.run.folder / "checkpoints" / f"{name}={iteration}"
+    def _checkpoint(self, weights: Weights) -> Folder:
+        return self.run.folder / "checkpoints" / f"{weights.track}={weights.iteration}"
+
+    def _examples(self, place: Place) -> Folder:
+        return self.run.folder / "examples" / place.stage
 
     def _chat(self, weights: WeightVersion) -> ChatFormat:
         path = locate_tokenizer(weights.checkpoint)
@@ -327,9 +356,15 @@ class Stages:
         return {}
 
     def _probe(self, chat: ChatFormat) -> tuple[tuple[int, ...], ...]:
-        """The parity probe's sequences: held-out prompts."""
-        problems = self._problems(self.config.evaluation.split)
-        return parity_sequences([chat.prompt_ids(self.task.prompt(p)) for p in problems[:64]])
+        """The parity probe's sequences: held-out problems, each with a response."""
+        chats = [
+            (
+                chat.prompt_ids(self.task.prompt(problem)),
+                chat.response_ids(self.task.reference_response(problem) or problem.reference),
+            )
+            for problem in self._problems(self.config.evaluation.split)[:64]
+        ]
+        return parity_sequences(chats, self.config.model.max_model_len)
 
     def _card(self, stage: str, start: str) -> dict[str, str]:
         return {

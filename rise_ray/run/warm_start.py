@@ -14,7 +14,7 @@ from pathlib import Path
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import DataError
-from rise_ray.mdp import Example, Message, Problem, Provenance, Span, derive_seed
+from rise_ray.mdp import MAIN_TRACK, Example, Message, Place, Problem, Provenance, Span, derive_seed
 from rise_ray.models.locate import shared_model
 from rise_ray.models.scratch import make_scratch_model
 from rise_ray.rollout.chat import ChatFormat
@@ -101,7 +101,7 @@ def _example(number: int, problem: Problem, messages: list[Message], chat: ChatF
             rule="demonstration",
             trajectory_id=name,
             problem_id=problem.id,
-            iteration=0,
+            place=Place(MAIN_TRACK, 0, "demonstrations"),
             turn=len(spans) - 1,
             candidate=-1,
             reward=None,

@@ -14,7 +14,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from rise_ray.mdp import Phase, Trajectory
+from rise_ray.mdp import Place, Trajectory
 from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore, trajectories_to_table
 
 logger = logging.getLogger(__name__)
@@ -26,15 +26,15 @@ class Committer:
     """Stores what is added, for the time of a `with` block; its end, however it comes, stores all.
 
     Args:
-        store, iteration, phase: where the trajectories go.
+        store, place: where the trajectories go.
 
     Raises:
         StoreError: from `add` or at the end: an earlier write failed.
     """
 
-    def __init__(self, store: TrajectoryStore, iteration: int, phase: Phase) -> None:
+    def __init__(self, store: TrajectoryStore, place: Place) -> None:
         self._store = store
-        self._where = (iteration, phase)
+        self._place = place
         self._waiting: list[Trajectory] = []
         self._over = False
         self._error: Exception | None = None
@@ -88,7 +88,7 @@ class Committer:
     def _commit(self, batch: list[Trajectory]) -> None:
         """Write a part; make a whole one of the small ones as soon as they fill it."""
         table = trajectories_to_table(batch)
-        self._small[self._store.write_table(*self._where, table)] = table
+        self._small[self._store.write_table(self._place, table)] = table
         if sum(table.num_rows for table in self._small.values()) >= PART_ROWS:
-            self._store.merge(*self._where, self._small)
+            self._store.merge(self._place, self._small)
             self._small = {}

@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rise_ray.errors import DataError, StoreError, TrainError
-from rise_ray.mdp import Example, Provenance, Span, derive_seed
+from rise_ray.mdp import Example, Place, Provenance, Span, derive_seed
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 EXAMPLES_PER_PART = 1024
 MANIFEST = "manifest.json"
 _READERS = 16  # parts opened at once when only lengths are read: object stores have latency
@@ -47,7 +47,9 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("rule", pa.string(), nullable=False),
         pa.field("trajectory_id", pa.string(), nullable=False),
         pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("track", pa.string(), nullable=False),
         pa.field("iteration", pa.int32(), nullable=False),
+        pa.field("phase", pa.string(), nullable=False),
         pa.field("turn", pa.int32(), nullable=False),
         pa.field("candidate", pa.int32(), nullable=False),
         pa.field("reward", pa.float64()),  # null: a demonstration, which was never checked
@@ -57,7 +59,8 @@ EXAMPLE_SCHEMA = pa.schema(
     ],
     metadata={"schema_version": SCHEMA_VERSION},
 )
-_PROVENANCE = tuple(f.name for f in fields(Provenance))
+_PLACE = tuple(f.name for f in fields(Place))
+_PROVENANCE = tuple(f.name for f in fields(Provenance) if f.name != "place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,8 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
     }
     for name in _PROVENANCE:
         columns[name] = [getattr(e.provenance, name) for e in examples]
+    for name in _PLACE:
+        columns[name] = [getattr(e.provenance.place, name) for e in examples]
     return pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA)
 
 
@@ -132,7 +137,10 @@ def examples_from_table(table: pa.Table) -> list[Example]:
             id=row["id"],
             input_ids=tuple(row["input_ids"]),
             spans=tuple(Span(**span) for span in row["spans"]),
-            provenance=Provenance(**{name: row[name] for name in _PROVENANCE}),
+            provenance=Provenance(
+                place=Place(*(row[name] for name in _PLACE)),
+                **{name: row[name] for name in _PROVENANCE},
+            ),
         )
         for row in table.to_pylist()
     ]

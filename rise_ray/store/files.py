@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 import fsspec
 
 from rise_ray.errors import RiseError, StoreError
+from rise_ray.store.copies import node_copy
 
 _TEMPORARY = f".{'[0-9a-f]' * 32}.tmp"
 
@@ -154,7 +154,8 @@ class Folder:
         """A local path with this folder's files: itself, or a copy cached on this node.
 
         A folder that was written again is copied again: the cache goes by what the listing says
-        of every file (name, size, and the store's etag or time).
+        of every file (name, size, and the store's etag or time). Of the folders beside this one,
+        the iterations of a run, only the latest copies are kept: see `rise_ray.store.copies`.
 
         Args:
             without: a copy leaves out the files whose names end so.
@@ -173,25 +174,13 @@ class Folder:
                 for name, facts in sorted(filesystem.find(path, detail=True).items())
                 if without is None or not name.endswith(without)
             ]
-            key = hashlib.sha256(f"{self.uri} {listing}".encode()).hexdigest()[:16]
-            cache = Path(tempfile.gettempdir()) / f"rise-ray-{os.getuid()}" / key
-            _make_private(cache.parent)
-            if not cache.exists():
-                self._copy_to(cache, [name for name, _ in listing])
-        return cache
+            family = _short_hash(f"{self.uri.rstrip('/').rpartition('/')[0]} {without}")
+            names = [name for name, _ in listing]
 
-    def _copy_to(self, cache: Path, names: list[str]) -> None:
-        filesystem, path = self._located
-        staged = _temporary(cache.parent)
-        try:
-            filesystem.get(names, [f"{staged}/{n.removeprefix(path).lstrip('/')}" for n in names])
-            try:
-                staged.rename(cache)
-            except OSError:
-                if not cache.exists():  # else another process of this node was faster
-                    raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            def fill(copy: Path) -> None:
+                filesystem.get(names, [f"{copy}/{n.removeprefix(path).lstrip('/')}" for n in names])
+
+            return node_copy(family, _short_hash(f"{self.uri} {listing}"), fill)
 
     def _replace_by(self, source: Path) -> None:
         path = Path(self.path)
@@ -244,16 +233,8 @@ class Folder:
         return f"{self._located[1]}/{name}" if name else self._located[1]
 
 
-def _make_private(folder: Path) -> None:
-    """A folder of this user alone: its name can be guessed, and others may have made it first.
-
-    Raises:
-        PermissionError: they have.
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    facts = folder.stat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
-        raise PermissionError(f"others can write to {folder}; remove it, or set TMPDIR to your own")
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _temporary(folder: Path) -> Path:

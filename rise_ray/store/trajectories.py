@@ -1,10 +1,10 @@
 """Trajectories on Parquet: one row per episode, in parts that are named by their content.
 
-A phase of an iteration has its own folder, `trajectories/iteration=N/phase=P/`, of
-`part-<sha256 of the file>.parquet` files: every read verifies what it reads. An id is fixed before
-its episode runs, so writing an episode again never doubles it: readers keep the first. A phase
-that is done is sealed: a digest of its parts' names is in the run's journal, and with it whether
-any part was lost, added or replaced since.
+A place (a phase of a track in an iteration) has its own folder, `trajectories/TRACK=N/phase=P/`,
+of `part-<sha256 of the file>.parquet` files: every read verifies what it reads. An id is fixed
+before its episode runs, so writing an episode again never doubles it: readers keep the first. A
+place that is done is sealed: a digest of its parts' names is in the run's journal, and with it
+whether any part was lost, added or replaced since.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Outcome,
-    Phase,
+    Place,
     Problem,
+    Source,
     StopReason,
     Trajectory,
     Turn,
@@ -33,7 +34,7 @@ from rise_ray.mdp import (
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 PART_ROWS = 256  # of a whole part: small enough to be one task's, and one block in memory
 
 _TOKENS = pa.list_(pa.int32())
@@ -54,11 +55,15 @@ _ATTEMPT = pa.struct(
         ("verdict", _VERDICT),
         ("weight_version", pa.int32()),
         ("seed", pa.int64()),
+        ("scores", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
+        ("role", pa.string()),
+        ("given", pa.int32()),
     ]
 )
 _TURN = pa.struct(
     [("attempt", _ATTEMPT), ("candidates", pa.list_(_ATTEMPT)), ("feedback_ids", _TOKENS)]
 )
+_SOURCE = pa.struct([("trajectory_id", pa.string()), ("turn", pa.int32()), ("token", pa.int32())])
 _PROBLEM = pa.struct(
     [
         ("id", pa.string()),
@@ -73,6 +78,7 @@ TRAJECTORY_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("run", pa.string()),
+        ("track", pa.string()),
         ("iteration", pa.int32()),
         ("phase", pa.string()),
         ("problem_id", pa.string()),
@@ -83,6 +89,8 @@ TRAJECTORY_SCHEMA = pa.schema(
         ("stop_reason", pa.string()),
         ("window", pa.int32()),
         ("error", pa.string()),
+        ("source", _SOURCE),
+        ("feedback", pa.string()),
     ],
     metadata={"schema_version": SCHEMA_VERSION},
 )
@@ -91,6 +99,7 @@ TRAJECTORY_SCHEMA = pa.schema(
 def trajectory_to_row(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as a row of `TRAJECTORY_SCHEMA`."""
     row: dict[str, Any] = _storable(trajectory)
+    row |= row.pop("place")
     row["problem_id"] = row["problem"]["id"]
     row["problem"]["data"] = json.dumps(trajectory.problem.data, sort_keys=True)
     return row
@@ -109,8 +118,7 @@ def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
     return Trajectory(
         id=row["id"],
         run=row["run"],
-        iteration=row["iteration"],
-        phase=Phase(row["phase"]),
+        place=Place(row["track"], row["iteration"], row["phase"]),
         problem=Problem(**problem),
         sample=row["sample"],
         prompt_ids=tuple(row["prompt_ids"]),
@@ -118,6 +126,8 @@ def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
         stop_reason=StopReason(row["stop_reason"]),
         window=row["window"],
         error=row["error"],
+        source=None if row["source"] is None else Source(**row["source"]),
+        feedback=row["feedback"],
     )
 
 
@@ -131,21 +141,21 @@ class TrajectoryStore:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
 
-    def phase(self, iteration: int, phase: Phase) -> Folder:
+    def folder_of(self, place: Place) -> Folder:
         """The folder of one phase's parts."""
-        return self.folder / f"iteration={iteration}" / f"phase={phase.value}"
+        return self.folder / f"{place.track}={place.iteration}" / f"phase={place.phase}"
 
-    def write(self, iteration: int, phase: Phase, trajectories: Sequence[Trajectory]) -> str:
+    def write(self, place: Place, trajectories: Sequence[Trajectory]) -> str:
         """Commit trajectories (at least one) as one part; its name.
 
         Raises:
             StoreError: two of them have the same id, or the part cannot be written.
         """
-        return self.write_table(iteration, phase, trajectories_to_table(trajectories))
+        return self.write_table(place, trajectories_to_table(trajectories))
 
-    def write_table(self, iteration: int, phase: Phase, table: pa.Table) -> str:
+    def write_table(self, place: Place, table: pa.Table) -> str:
         """`write` of a table."""
-        folder = self.phase(iteration, phase)
+        folder = self.folder_of(place)
         ids = Counter(table["id"].to_pylist())
         doubled = [name for name, count in ids.items() if count > 1]
         if doubled:  # readers of a sealed phase take every row of a part
@@ -158,31 +168,31 @@ class TrajectoryStore:
         folder.write(name, content)
         return name
 
-    def ids(self, iteration: int, phase: Phase) -> set[str]:
+    def ids(self, place: Place) -> set[str]:
         """Ids of the stored trajectories of a phase."""
-        return set(self.stop_reasons(iteration, phase))
+        return set(self.stop_reasons(place))
 
-    def stop_reasons(self, iteration: int, phase: Phase) -> dict[str, StopReason]:
+    def stop_reasons(self, place: Place) -> dict[str, StopReason]:
         """How each of the stored episodes of a phase ended, by id."""
-        folder = self.phase(iteration, phase)
+        folder = self.folder_of(place)
         found: dict[str, StopReason] = {}
-        for name in self.parts(iteration, phase):
+        for name in self.parts(place):
             part = read_part(folder, name, columns=["id", "stop_reason"])
             reasons = map(StopReason, part["stop_reason"].to_pylist())
             found.update(zip(part["id"].to_pylist(), reasons, strict=True))
         return found
 
-    def parts(self, iteration: int, phase: Phase, sealed: str | None = None) -> list[str]:
+    def parts(self, place: Place, sealed: str | None = None) -> list[str]:
         """Names of the part files of a phase, sorted.
 
         Args:
-            iteration, phase: which.
+            place: which.
             sealed: the phase's digest, if it is done.
 
         Raises:
             StoreError: the parts are not those that were sealed.
         """
-        folder = self.phase(iteration, phase)
+        folder = self.folder_of(place)
         names = folder.names(suffix=".parquet")
         if sealed is not None and sealed != _digest(names):
             raise StoreError(
@@ -191,41 +201,39 @@ class TrajectoryStore:
             )
         return names
 
-    def is_whole(self, iteration: int, phase: Phase, sealed: str) -> bool:
+    def is_whole(self, place: Place, sealed: str) -> bool:
         """Whether a phase's parts are those that were sealed, by their names."""
-        return _digest(self.phase(iteration, phase).names(suffix=".parquet")) == sealed
+        return _digest(self.folder_of(place).names(suffix=".parquet")) == sealed
 
-    def read(self, iteration: int, phase: Phase, sealed: str | None = None) -> Iterator[Trajectory]:
+    def read(self, place: Place, sealed: str | None = None) -> Iterator[Trajectory]:
         """Every stored trajectory of a phase once, ordered by part and id; see `parts`."""
-        folder = self.phase(iteration, phase)
+        folder = self.folder_of(place)
         seen: set[str] = set()
-        for name in self.parts(iteration, phase, sealed):
+        for name in self.parts(place, sealed):
             for row in read_part(folder, name).to_pylist():
                 if row["id"] not in seen:
                     seen.add(row["id"])
                     yield trajectory_from_row(row)
 
-    def find(
-        self, iteration: int, phase: Phase, sealed: str, trajectory_id: str
-    ) -> Trajectory | None:
+    def find(self, place: Place, sealed: str, trajectory_id: str) -> Trajectory | None:
         """One stored trajectory of a sealed phase; None if it is not there."""
-        folder = self.phase(iteration, phase)
-        for name in self.parts(iteration, phase, sealed):
+        folder = self.folder_of(place)
+        for name in self.parts(place, sealed):
             table = read_part(folder, name)
             for row in table.filter(pc.equal(table["id"], trajectory_id)).to_pylist():
                 return trajectory_from_row(row)
         return None
 
-    def seal(self, iteration: int, phase: Phase) -> str:
+    def seal(self, place: Place) -> str:
         """Rewrite small parts as whole ones, without doubles; the digest of what is there then.
 
         New parts are written before old ones go: a crash in between leaves doubles, which
         readers skip and the next call removes.
         """
-        folder = self.phase(iteration, phase)
+        folder = self.folder_of(place)
         seen: set[str] = set()
         small: dict[str, pa.Table] = {}
-        for name in self.parts(iteration, phase):
+        for name in self.parts(place):
             table = read_part(folder, name)
             fresh = [row not in seen for row in table["id"].to_pylist()]
             seen.update(table["id"].to_pylist())
@@ -233,24 +241,24 @@ class TrajectoryStore:
                 continue
             small[name] = table.filter(pa.array(fresh))
             if sum(t.num_rows for t in small.values()) >= PART_ROWS:
-                self.merge(iteration, phase, small)
+                self.merge(place, small)
                 small = {}
         if small:
-            self.merge(iteration, phase, small)
-        return _digest(self.parts(iteration, phase))
+            self.merge(place, small)
+        return _digest(self.parts(place))
 
-    def merge(self, iteration: int, phase: Phase, parts: Mapping[str, pa.Table]) -> None:
+    def merge(self, place: Place, parts: Mapping[str, pa.Table]) -> None:
         """Make one part of several, which then go.
 
         Args:
-            iteration, phase: which.
+            place: which.
             parts: by name, the rows to keep of each.
         """
         merged = pa.concat_tables(parts.values()).sort_by("id").combine_chunks()
-        by = self.write_table(iteration, phase, merged) if merged.num_rows else None
+        by = self.write_table(place, merged) if merged.num_rows else None
         for name in parts:
             if name != by:
-                self.phase(iteration, phase).remove(name)
+                self.folder_of(place).remove(name)
 
 
 def read_part(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -294,6 +302,9 @@ def _attempt(row: dict[str, Any]) -> Attempt:
         verdict=Verdict(**{**verdict, "outcome": Outcome(verdict["outcome"])}),
         weight_version=row["weight_version"],
         seed=row["seed"],
+        scores={score["name"]: score["value"] for score in row["scores"]},
+        role=row["role"],
+        given=row["given"],
     )
 
 
@@ -303,7 +314,10 @@ def _storable(value: Any) -> Any:
     Text that is not valid Unicode (lone surrogates) cannot be stored as UTF-8: it is escaped.
     """
     if is_dataclass(value):
-        return {field.name: _storable(getattr(value, field.name)) for field in fields(value)}
+        row = {field.name: _storable(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, Attempt):
+            row["scores"] = [{"name": n, "value": v} for n, v in sorted(value.scores.items())]
+        return row
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):

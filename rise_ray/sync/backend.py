@@ -2,9 +2,12 @@
 
 vLLM loads `register` in every one of its processes (entry point `vllm.general_plugins`). An
 engine made with `weight_transfer_config=WeightTransferConfig(backend="object_store")` then takes
-buckets through vLLM's own weight-transfer calls; `rise_ray.sync.update` drives them. A bucket
+buckets through vLLM's own weight-transfer calls; `rise_ray.sync.receiver` drives them. A bucket
 crosses as a plain mapping with a numpy array, so executors with worker processes (tensor
 parallelism) work as well: every worker gets the whole bucket and keeps its shard.
+
+vLLM's own `reload_weights` reads a checkpoint from the disk of every engine's node, only warns of
+parameters that it lacks, and leaves a CPU's tied head as it was: hence this one.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ that accepts every tensor of the manifest exactly once, or names the one that is
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from rise_ray.errors import SyncError
@@ -110,9 +110,23 @@ class Bucket:
             yield spec, self.payload[offset : offset + spec.nbytes], digest
 
 
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one sync moved into one engine, and in how many seconds."""
+
+    version: int
+    tensors: int
+    buckets: int
+    nbytes: int
+    seconds: float
+
+
 def checksum(data: NDArray[np.uint8]) -> str:
-    """BLAKE2b (128 bits, hexadecimal) of a tensor's bytes."""
-    return hashlib.blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()
+    """XXH3 (128 bits, hexadecimal) of a tensor's bytes: it finds damage, and no hostile change.
+
+    One thread makes 9 GB/s, more than a network brings; of BLAKE2b it made 0.5 (2.5 GHz Xeon).
+    """
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(data).data)
 
 
 def plan_buckets(

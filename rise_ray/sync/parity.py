@@ -1,16 +1,20 @@
 """The parity probe: do an engine's weights give the trainer's log-probabilities?
 
-A checkpoint carries `parity.json`: a few token sequences and the log-probability that the
-trainer gave to every token after the first. After each sync every engine scores the same
-sequences; a difference means that it does not hold those weights, whatever the transfer said.
+A checkpoint carries `parity.json`: a few token sequences (prompts with a response each, where
+training changes a model most) and the log-probability that the trainer gave to every token after
+the first. After each sync every engine scores the same sequences. A difference above the
+tolerance means that it does not hold those weights, whatever the transfer said. A tolerance wide
+enough for bfloat16 would let unchanged weights pass after a small update, so an engine has to have
+moved from the old version to the new one as well (`check_moved`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +27,15 @@ if TYPE_CHECKING:
 
 PARITY_FILE = "parity.json"
 SCHEMA_VERSION = "1"
+_MOST_TOKENS = 256  # of a sequence
 _TOLERANCE_NATS = {"float32": 0.001, "bfloat16": 0.05}
+_LEAST_MOVE = 3.0
+"""By how many times an engine's drift from the trainer two versions must differ to be told apart.
+
+Both versions' references have errors of that size. From three times on, an engine with the new
+weights has moved by 0.8 of the way or more, and one with the old weights not at all."""
+_LEAST_SHARE = 0.5
+"""Of the way from the old version to the new: nearer to the new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +101,39 @@ class ParityReport:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A weight version's reference, and what an engine that holds it answered to the probe."""
+
+    version: int
+    reference: ParityReference
+    got: tuple[tuple[float, ...], ...]
+
+
 def parity_sequences(
-    token_ids: Sequence[Sequence[int]], count: int = 8, max_tokens: int = 256
+    chats: Iterable[tuple[Sequence[int], Sequence[int]]], max_model_len: int, count: int = 8
 ) -> tuple[tuple[int, ...], ...]:
-    """The first `count` different sequences of two tokens or more, cut to `max_tokens`."""
-    cut = (tuple(ids[:max_tokens]) for ids in token_ids)
-    return tuple(dict.fromkeys(ids for ids in cut if len(ids) > 1))[:count]
+    """The first `count` different sequences of a prompt's end and its response's beginning.
+
+    Args:
+        chats: token ids of prompts and of a response to each; two tokens or more together.
+        max_model_len: of the engines, which must be able to generate one token more.
+        count: of sequences.
+
+    Half of a sequence's tokens at most are the prompt's: a response is always in it.
+    """
+    most = min(_MOST_TOKENS, max_model_len - 1)
+    cut = ((*prompt[-(most // 2) :], *response)[:most] for prompt, response in chats)
+    return tuple(itertools.islice(dict.fromkeys(cut), count))
+
+
+def drift_record(reports: Collection[ParityReport]) -> dict[str, float]:
+    """Drift of some engines as a metric, in nats: the mean of their means, and the largest."""
+    return {
+        "mean": math.fsum(report.mean for report in reports) / len(reports),
+        "max": max(report.max for report in reports),
+        "engines": len(reports),
+    }
 
 
 def default_tolerance(dtype: str) -> float:
@@ -147,6 +186,59 @@ def check_parity(
             f"engine {got[row][position - 1]:.4f}"
         )
     return ParityReport(mean, worst, len(differences))
+
+
+def check_moved(before: Probed, now: Probed, engine_name: str) -> None:
+    """Refuse an engine that still answers like the version before, whatever the tolerance.
+
+    From version to version the trainer's log-probabilities of a token change by u, the engine's by
+    v. In both, what engine and trainer compute differently cancels out. With the new weights v is
+    u, with the old ones it is 0: `<u, v> / <u, u>`, the share of the way that the engine has gone,
+    has to be 0.5 or more.
+
+    Versions that differ by less than `_LEAST_MOVE` times the engine's drift at the old one (root
+    mean squares) answer alike, and are not told apart: as after a step with a tiny learning rate.
+
+    Raises:
+        SyncError: the share is too small; or the references have no sequence in common.
+    """
+    moves, drift = _moves(before, now)
+    expected = math.fsum(u * u for u, _ in moves)
+    if expected <= _LEAST_MOVE**2 * drift:
+        return
+    share = math.fsum(u * v for u, v in moves) / expected
+    if share < _LEAST_SHARE:
+        raise SyncError(
+            f"engine {engine_name} does not hold weight version {now.version}: it still answers "
+            f"like version {before.version} (it has gone {share:.2f} of the way between the two, "
+            f"whose log-probabilities differ by {math.sqrt(expected / len(moves)):.3g} nats)"
+        )
+
+
+def _moves(before: Probed, now: Probed) -> tuple[list[tuple[float, float]], float]:
+    """What trainer and engine changed by, for each token that both versions' probes have.
+
+    And the sum of squares of the engine's differences from the trainer at the old version.
+    """
+    first = before.reference
+    old = dict(zip(first.sequences, zip(first.logprobs, before.got, strict=True), strict=True))
+    moves, drift = [], 0.0
+    for ids, logprobs, got in zip(
+        now.reference.sequences, now.reference.logprobs, now.got, strict=True
+    ):
+        if ids in old:
+            for old_trainer, old_engine, trainer, engine in zip(
+                *old[ids], logprobs, got, strict=True
+            ):
+                moves.append((trainer - old_trainer, engine - old_engine))
+                drift += (old_engine - old_trainer) ** 2
+    if not moves:
+        raise SyncError(
+            f"the parity references of weight versions {before.version} and {now.version} have no "
+            "sequence in common, so an engine that kept the old one would not be found out: they "
+            "are not of one run"
+        )
+    return moves, drift
 
 
 def _difference(expected: float, value: float) -> float:

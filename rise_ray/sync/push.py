@@ -1,10 +1,10 @@
 """vLLM's own GPU backends, `nccl` and `ipc`: the trainer's side pushes, the engines receive.
 
-One `WeightSender` loads the checkpoint onto its GPU and lets vLLM's trainer-side engine drive the
+A `WeightSender` loads the checkpoint onto its GPU and lets vLLM's trainer-side engine drive
 rollout workers through `rise_ray.sync.receiver.WeightReceiver`'s methods. With `nccl` one sender
 serves all workers and joins a communicator with them for the time of one sync, so that the pool
-may change between syncs. With `ipc` a worker's sender must see the same GPU, and
-`tensor_parallel_size` must be 1. Neither checks a manifest: the parity probe after the sync does.
+may change between syncs. With `ipc` every worker has a sender of its own, which must see the same
+GPU (`rise_ray.sync.receiver.beside`). Neither checks a manifest: the parity probe after it does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vllm.distributed.weight_transfer import (
     WeightSource,
     WeightTransferTrainerFactory,
 )
-from vllm.distributed.weight_transfer.base import TrainerInitInfo
+from vllm.distributed.weight_transfer.base import TrainerInitInfo, WeightTransferInitRequest
 from vllm.utils.network_utils import get_ip, get_open_port
 
 from rise_ray.models.locate import model_folder
+from rise_ray.sync.buckets import SyncReport
 from rise_ray.sync.source import Checkpoint
-from rise_ray.sync.update import SyncReport
 
 
 class CheckpointSource(WeightSource):
@@ -49,6 +49,34 @@ class CheckpointSource(WeightSource):
             yield meta.name, data.view(meta.dtype).view(meta.shape).to(self._device)
 
 
+class EngineClient(RayVLLMWeightSyncClient):
+    """vLLM's client for several engines, each with ranks of its own in a communicator.
+
+    vLLM's gives all of them the same `rank_offset`, as if they were one engine: so all of them
+    would join as the same ranks, and wait for the others forever.
+
+    Args:
+        workers: handles of actors that are `WeightReceiver`s.
+        engine_processes: GPU processes of each engine.
+    """
+
+    def __init__(self, workers: Sequence[Any], engine_processes: int) -> None:
+        super().__init__(list(workers))
+        self._engine_processes = engine_processes
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Have every worker join, at its own ranks where the backend has ranks."""
+        calls = []
+        for number, worker in enumerate(self.handles):
+            info = dict(init_info)
+            if "rank_offset" in info:
+                info["rank_offset"] += number * self._engine_processes
+            calls.append(
+                worker.init_weight_transfer_engine.remote(WeightTransferInitRequest(init_info=info))
+            )
+        ray.get(calls)
+
+
 class WeightSender:
     """Pushes one checkpoint from a GPU to rollout workers."""
 
@@ -67,10 +95,10 @@ class WeightSender:
         Args:
             workers: handles of actors that are `WeightReceiver`s; with `ipc` exactly one.
             backend: the one the workers' engines were made with.
-            engine_processes: GPU processes of each engine (its `tensor_parallel_size`).
+            engine_processes: GPU processes of each engine (tensor times pipeline parallelism).
         """
         started = time.monotonic()
-        client = RayVLLMWeightSyncClient(list(workers))
+        client = EngineClient(workers, engine_processes)
         engine = WeightTransferTrainerFactory.trainer_init(
             self._init_info(backend, 1 + len(workers) * engine_processes),
             client=client,

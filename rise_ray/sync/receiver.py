@@ -1,14 +1,23 @@
-"""The rollout worker's side of vLLM's `nccl` and `ipc` backends, and the task that pushes to it.
+"""The rollout worker's side of a sync: its engine pulls buckets, or is pushed to by vLLM's own.
 
-Apart from `rise_ray.sync.push` because the driver imports this and must not import vLLM.
+Everything but `push_weights` runs in the worker. That one is the task that pushes, apart from
+`rise_ray.sync.push` because the driver imports this and must not import vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rise_ray.sync.update import SyncReport, commit_version
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rise_ray.errors import SyncError
+from rise_ray.sync.buckets import Bucket, Manifest, SyncReport
+from rise_ray.sync.source import pull
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import (
@@ -16,6 +25,78 @@ if TYPE_CHECKING:
         WeightTransferUpdateRequest,
     )
     from vllm.v1.engine.llm_engine import LLMEngine
+
+_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+def sync_engine(engine: LLMEngine, server: Any, deadline_s: float) -> SyncReport:
+    """Bring an engine to the version that a `WeightServerActor` serves.
+
+    Raises:
+        SyncError: see `update_engine` and `pull`.
+    """
+    manifest, buckets = pull(server, deadline_s)
+    return update_engine(engine, manifest, buckets)
+
+
+def update_engine(engine: LLMEngine, manifest: Manifest, buckets: Iterable[Bucket]) -> SyncReport:
+    """Load a weight version into a running engine that has no request under way.
+
+    The engine was made with `WeightTransferConfig(backend="object_store")`. Afterwards its
+    outputs carry `str(manifest.version)` and its prefix cache is empty.
+
+    Raises:
+        SyncError: requests are under way (the engine is unchanged); or something did not
+            arrive, arrived twice or damaged, or vLLM refused it: the engine then answers
+            nothing any more and its process has to be replaced.
+    """
+    if engine.has_unfinished_requests():
+        raise SyncError(
+            f"weight version {manifest.version}: the engine still has requests under way"
+        )
+    started = time.monotonic()
+    count = nbytes = 0
+    _call(engine, manifest.version, "init_weight_transfer_engine", init_info=manifest.to_info())
+    _call(engine, manifest.version, "start_weight_update")
+    for bucket in buckets:
+        _call(engine, manifest.version, "update_weights", update_info=bucket.to_info())
+        count += 1
+        nbytes += bucket.payload.nbytes
+    _call(engine, manifest.version, "finish_weight_update")
+    commit_version(engine, manifest.version)
+    seconds = time.monotonic() - started
+    return SyncReport(manifest.version, len(manifest.tensors), count, nbytes, seconds)
+
+
+def commit_version(engine: LLMEngine, version: int) -> None:
+    """Note which weights an engine holds, and forget keys and values of earlier ones.
+
+    Raises:
+        SyncError: the prefix cache is in use.
+    """
+    engine.set_weight_version(str(version))
+    if not engine.reset_prefix_cache():
+        raise SyncError(
+            f"weight version {version}: the engine's prefix cache is in use and still holds "
+            "keys and values of the weights before"
+        )
+
+
+def _call(engine: LLMEngine, version: int, method: str, **kwargs: Any) -> None:
+    try:
+        engine.collective_rpc(method, kwargs=kwargs)
+    except SyncError:
+        raise
+    except Exception as error:  # a worker process hands on its error as a RuntimeError
+        raise SyncError(f"weight version {version}: {method} failed: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlace:
+    """Where an engine runs: Ray's id of the node, and the GPUs it sees, None if all of them."""
+
+    node: str
+    visible_devices: str | None
 
 
 class WeightReceiver:
@@ -26,6 +107,11 @@ class WeightReceiver:
     """
 
     engine: LLMEngine
+
+    def place(self) -> EnginePlace:
+        """Where a sender has to be that shares this worker's GPU."""
+        node = ray.get_runtime_context().get_node_id()
+        return EnginePlace(node, os.environ.get(_VISIBLE_DEVICES))
 
     def init_weight_transfer_engine(self, request: WeightTransferInitRequest) -> None:
         """Join the sender."""
@@ -51,6 +137,22 @@ class WeightReceiver:
     def commit_weight_version(self, version: int) -> None:
         """Note the version and empty the prefix cache."""
         commit_version(self.engine, version)
+
+
+def beside(place: EnginePlace) -> dict[str, Any]:
+    """Ray's options for a task on a worker's own GPU, as CUDA's shared memory handles need it.
+
+    Ray gives no second process a GPU that the worker has whole: so the task asks for none, and is
+    shown the worker's. What it holds there for a moment are two buffers of `sync.bucket_bytes`.
+    """
+    seen = place.visible_devices
+    # With the second variable, Ray hides no GPU from a task that asked for none.
+    shown = {} if seen is None else {_VISIBLE_DEVICES: seen}
+    return {
+        "num_gpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node, soft=False),
+        "runtime_env": {"env_vars": {**shown, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+    }
 
 
 def push_weights(

@@ -4,8 +4,8 @@
     for bucket in pull(server, deadline_s):   # on any node, by any number of engines
         ...
 
-Tensors are read as raw bytes straight from the safetensors files (bfloat16 included), so the
-server needs no torch and no GPU and starts at once.
+Tensors are read as raw bytes straight from the safetensors files, so the server needs no torch and
+no GPU and starts at once: the library's own reader has no bfloat16 without torch.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 expression one ends in sympy's `parse_expr`, which is Python's `eval`. Parsing and comparing can
 take arbitrarily long, so this runs in the verifier's children; math-verify's own time limits
 (signals) are off, since a limit that returns "not equal" would turn a failure into data. For the
-same reason a check that fails raises (`rise_ray.tasks.loud`).
+same reason a check that fails raises (`rise_ray.tasks.strict_math_verify`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sympy
 from sympy.core.relational import Equality
 
 from rise_ray.mdp import Outcome, Verdict
-from rise_ray.tasks.loud import NO_VALUE, grader, parser
+from rise_ray.tasks.strict_math_verify import NO_VALUE, grader, parser
 
 MAX_ANSWER_CHARS = 1000
 """A longer answer is unparseable."""

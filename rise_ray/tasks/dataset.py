@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from rise_ray.config.settings import Settings
+from rise_ray.config.base import Settings
 from rise_ray.errors import DataError
 from rise_ray.mdp import Message, Problem
 from rise_ray.tasks.source import Row, content_hash, is_file, read_rows

@@ -37,11 +37,6 @@ class Verifier:
         """Start the child processes that are missing; returns once all are up."""
         self._started().wait_ready()
 
-    def close(self) -> None:
-        """Kill the child processes, before the actor itself is killed."""
-        if self._checker is not None:
-            self._checker.close()
-
     @ray.method(concurrency_group=_WATCH)
     def progress(self) -> int:
         """`Checker.progress`: answered at once, also while a check is under way."""

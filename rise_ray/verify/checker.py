@@ -4,6 +4,9 @@
     verdicts = checker.check([(problem, response), ...])
 
 A check that hangs, crashes or runs out of memory costs its own item an `error` and nothing else.
+
+Not pebble's `ProcessPool`: its processes share one pipe and its lock, so that one killed with the
+lock ends them all; it unpickles what they send; and it looks for late and dead ones every 0.1 s.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rise_ray.config.settings import RunConfig
-from rise_ray.mdp import Outcome, Phase, Problem, StopReason, Trajectory, Verdict, trajectory_id
+from rise_ray.mdp import Outcome, Place, Problem, StopReason, Trajectory, Verdict, trajectory_id
 from rise_ray.run.journal import Run
-from rise_ray.run.plans import evaluated_models, iteration_problems, stage_name
+from rise_ray.run.plans import iteration_problems
+from rise_ray.run.specs import Evaluate, Roll
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import MANIFEST, read_manifest
 from rise_ray.store.examples import read_part as read_example_part
 from rise_ray.store.files import Folder
@@ -24,13 +26,12 @@ _PATIENCE = 10  # times `verify.deadline_s`: a new check is to contradict, not t
 class Episodes:
     """The episodes that a stage rolls: where they are stored, and the ids that belong there."""
 
-    iteration: int
-    phase: Phase
+    place: Place
     ids: frozenset[str]
 
     def missing(self, store: TrajectoryStore) -> int:
         """How many are not stored."""
-        return len(self.ids - store.ids(self.iteration, self.phase))
+        return len(self.ids - store.ids(self.place))
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Audit:
     errors: int = 0
     """Episodes that ended as `error`."""
     verdicts: int = 0
-    """Stored verdicts that are not `error`: each was checked again."""
+    """Stored verdicts of a check that was made and did not fail: each was checked again."""
     verdict_errors: int = 0
     """Stored verdicts that are `error`: lost, since their check failed."""
     unchecked: int = 0
@@ -68,38 +69,32 @@ def planned_episodes(config: RunConfig) -> dict[str, Episodes]:
     task = load_task(config.task)
     trained = task.load(config.split) if config.iterations else []
     held_out = task.load(config.evaluation.split)[: config.evaluation.problems]
-    phases = [Phase.COLLECT, *([Phase.CONTROL] if config.control.enabled else [])]
     planned = {}
-    for phase in phases:
-        for iteration in range(1, config.iterations + 1):
-            problems = iteration_problems(config, trained, iteration)
-            key = f"{stage_name(phase, iteration)}/collect"
-            planned[key] = _episodes(config, iteration, phase, problems, samples=1)
-    for model, (iteration, phase) in evaluated_models(config).items():
-        samples = config.evaluation.samples
-        planned[f"{model}/eval"] = _episodes(config, iteration, phase, held_out, samples)
+    for spec in stages_of(config):
+        if isinstance(spec, Roll):
+            problems = iteration_problems(config, trained, spec.place.iteration)
+            planned[spec.key] = _episodes(config, spec.place, problems, samples=1)
+        elif isinstance(spec, Evaluate):
+            samples = config.evaluation.samples
+            planned[spec.key] = _episodes(config, spec.place, held_out, samples)
     return planned
 
 
 def audit(run: Run, planned: dict[str, Episodes]) -> Audit:
     """Compare a run's store with its plan, and check every stored verdict with new processes."""
     config, store = run.config, run.trajectories
-    sealed = {
-        (episodes.iteration, episodes.phase)
-        for key, episodes in planned.items()
-        if key in run.stages
-    }
+    sealed = {episodes.place for key, episodes in planned.items() if key in run.stages}
     found = Audit(episodes=sum(len(episodes.ids) for episodes in planned.values()))
     verify = config.verify
     deadline_s = _PATIENCE * verify.deadline_s
     checker = Checker(config.task, verify.processes, deadline_s, verify.memory_mib)
     try:
-        for iteration, phase in _stored_phases(store):
-            stored = _read(store, iteration, phase, (iteration, phase) in sealed, found)
+        for place in _stored_places(store):
+            stored = _read(store, place, place in sealed, found)
             ids = {
                 name
                 for episodes in planned.values()
-                if (episodes.iteration, episodes.phase) == (iteration, phase)
+                if episodes.place == place
                 for name in episodes.ids
             }
             found.unknown += len(set(stored) - ids)
@@ -113,31 +108,30 @@ def audit(run: Run, planned: dict[str, Episodes]) -> Audit:
     return found
 
 
-def _episodes(
-    config: RunConfig, iteration: int, phase: Phase, problems: list[Problem], samples: int
-) -> Episodes:
+def _episodes(config: RunConfig, place: Place, problems: list[Problem], samples: int) -> Episodes:
     ids = [
-        trajectory_id(config.name, iteration, phase, problem.id, sample)
+        trajectory_id(config.name, place, problem.id, sample)
         for problem in problems
         for sample in range(samples)
     ]
-    return Episodes(iteration, phase, frozenset(ids))
+    return Episodes(place, frozenset(ids))
 
 
-def _stored_phases(store: TrajectoryStore) -> Iterator[tuple[int, Phase]]:
+def _stored_places(store: TrajectoryStore) -> Iterator[Place]:
     """From the folders, so that what no plan asks for is seen too."""
-    for iteration in store.folder.folders():
-        for phase in (store.folder / iteration).folders():
-            yield int(iteration.partition("=")[2]), Phase(phase.partition("=")[2])
+    for stage in store.folder.folders():
+        track, _, iteration = stage.partition("=")
+        for phase in (store.folder / stage).folders():
+            yield Place(track, int(iteration), phase.partition("=")[2])
 
 
 def _read(
-    store: TrajectoryStore, iteration: int, phase: Phase, sealed: bool, found: Audit
+    store: TrajectoryStore, place: Place, sealed: bool, found: Audit
 ) -> dict[str, Trajectory]:
     """Every trajectory by id, as it is first met; relabeling would read every row."""
     stored: dict[str, Trajectory] = {}
-    for name in store.parts(iteration, phase):
-        for row in read_part(store.phase(iteration, phase), name).to_pylist():
+    for name in store.parts(place):
+        for row in read_part(store.folder_of(place), name).to_pylist():
             trajectory = trajectory_from_row(row)
             first = stored.setdefault(trajectory.id, trajectory)
             if first is not trajectory:
@@ -166,7 +160,7 @@ def _check_again(checker: Checker, trajectories: list[Trajectory], found: Audit)
             for response in (turn.attempt, *turn.candidates):
                 if response.verdict.outcome is Outcome.ERROR:
                     found.verdict_errors += 1
-                else:
+                elif response.verdict.outcome is not Outcome.PARTIAL:
                     stored.append(((trajectory.problem, response.text), response.verdict))
     found.verdicts += len(stored)
     for start in range(0, len(stored), _CHECKED_AT_ONCE):

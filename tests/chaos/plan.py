@@ -12,9 +12,8 @@ from enum import StrEnum
 
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
-from rise_ray.mdp import Phase
-from rise_ray.run.journal import LAST_STAGE
-from rise_ray.run.plans import BASE, CONTROL, stage_name
+from rise_ray.run.specs import Evaluate, Roll, Rows, Spec, Train, WarmStart
+from rise_ray.run.tracks import stages_of
 
 
 class Kind(StrEnum):
@@ -54,18 +53,8 @@ class PlannedKill:
 
 
 def stage_keys(config: RunConfig) -> list[str]:
-    """The journal's keys of a whole run, in the order in which `rise_ray.run.driver` does them."""
-    keys = ["warm-start/train"] if config.warm_start else []
-    keys.append(f"{BASE}/eval")
-    for iteration in range(1, config.iterations + 1):
-        name = stage_name(Phase.COLLECT, iteration)
-        keys += [f"{name}/{phase}" for phase in ("collect", "relabel", "train", "eval")]
-    if config.control.enabled:
-        for iteration in range(1, config.iterations + 1):
-            name = stage_name(Phase.CONTROL, iteration)
-            keys += [f"{name}/{phase}" for phase in ("collect", "relabel", "train")]
-        keys += [f"{CONTROL}/eval"] if config.iterations else []
-    return [*keys, LAST_STAGE]
+    """The journal's keys of a whole run, in the order in which its stages are done."""
+    return [spec.key for spec in stages_of(config)]
 
 
 def plan_kills(config: RunConfig, kills: int, seed: int) -> list[PlannedKill]:
@@ -77,8 +66,9 @@ def plan_kills(config: RunConfig, kills: int, seed: int) -> list[PlannedKill]:
     if kills < 1:
         raise ConfigError(f"{kills} kills: at least one is needed")
     rng = random.Random(seed)
-    keys = stage_keys(config)
-    stages = {kind: _stages(kind, config, keys) for kind in Kind}
+    specs = stages_of(config)
+    keys = [spec.key for spec in specs]
+    stages = {kind: _stages(kind, config, specs) for kind in Kind}
     kinds: list[Kind] = []
     while len(kinds) < kills:
         kinds += rng.sample(turn := [kind for kind in Kind if stages[kind]], len(turn))
@@ -94,15 +84,16 @@ def plan_kills(config: RunConfig, kills: int, seed: int) -> list[PlannedKill]:
     return sorted(plan, key=lambda kill: keys.index(kill.stage))
 
 
-def _stages(kind: Kind, config: RunConfig, keys: list[str]) -> list[str]:
+def _stages(kind: Kind, config: RunConfig, specs: list[Spec]) -> list[str]:
     """Where a kind may be killed. Not its last stage: it may be over before the delay is."""
     if kind is Kind.ENGINE and not _has_engine_processes(config):
         return []
-    endings = {Kind.TRAINER: "/train", Kind.NODE: "", Kind.DRIVER: ""}
-    if kind in endings:
-        fitting = [key for key in keys if key.endswith(endings[kind]) and key != LAST_STAGE]
-    else:
-        fitting = [key for key in keys if key.endswith(("/collect", "/eval"))]
+    where = {
+        Kind.TRAINER: (WarmStart, Train),
+        Kind.NODE: (WarmStart, Roll, Rows, Train, Evaluate),
+        Kind.DRIVER: (WarmStart, Roll, Rows, Train, Evaluate),
+    }
+    fitting = [s.key for s in specs if isinstance(s, where.get(kind, (Roll, Evaluate)))]
     return fitting[:-1] or fitting
 
 

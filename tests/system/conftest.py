@@ -19,9 +19,9 @@ from rise_ray.config.loading import load_config
 from rise_ray.config.settings import ScratchConfig, TaskConfig, VerifyConfig
 from rise_ray.mdp import WeightVersion
 from rise_ray.report.console import Console
-from rise_ray.run.driver import execute
 from rise_ray.run.journal import Run
 from rise_ray.run.stages import Stages
+from rise_ray.run.tracks import execute
 from rise_ray.store.files import Folder
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import VerifierHandle, start_verifiers

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore, read_part
 from tests.system.miniature import JOB, SETTINGS
@@ -65,16 +65,15 @@ def store_of(folder: Path) -> TrajectoryStore:
     return TrajectoryStore(Folder(str(folder / "trajectories")))
 
 
-def parts_of(folder: Path, iteration: int, phase: Phase) -> list[str]:
+def parts_of(folder: Path, place: Place) -> list[str]:
     """Parts of a phase that are on storage already."""
-    return store_of(folder).parts(iteration, phase)
+    return store_of(folder).parts(place)
 
 
-def stored_ids(folder: Path, iteration: int, phase: Phase) -> list[str]:
+def stored_ids(folder: Path, place: Place) -> list[str]:
     """As they lie in the parts: one that was written twice is there twice."""
     store = store_of(folder)
     tables = [
-        read_part(store.phase(iteration, phase), name, columns=["id"])
-        for name in store.parts(iteration, phase)
+        read_part(store.folder_of(place), name, columns=["id"]) for name in store.parts(place)
     ]
     return [name for table in tables for name in table["id"].to_pylist()]

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rise_ray.mdp import Attempt, Phase, Trajectory
+from rise_ray.mdp import Attempt, Place, Trajectory
 from rise_ray.run.journal import Run
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "jobs" / "quickstart.yaml"
 PROBLEMS, TURNS, CANDIDATES, ITERATIONS = 24, 2, 2, 2
 EVAL_PROBLEMS, EVAL_TURNS, EVAL_PARALLEL = 8, 3, 3
+CONTROL = "rejection_sampling"
+BASE_EVAL, COLLECT = Place("iteration", 0, "eval"), Place("iteration", 1, "collect")
 MODELS = {
-    "base": (0, Phase.EVAL),
-    "iteration-1": (1, Phase.EVAL),
-    "iteration-2": (2, Phase.EVAL),
-    "control": (2, Phase.CONTROL_EVAL),
+    "base": BASE_EVAL,
+    "iteration-1": Place("iteration", 1, "eval"),
+    "iteration-2": Place("iteration", 2, "eval"),
+    f"{CONTROL}-2": Place(CONTROL, 2, "eval"),
 }
 SETTINGS = [
     "name=miniature",
     f"iterations={ITERATIONS}",
     f"problems={PROBLEMS}",
-    f"rollout.turns={TURNS}",
-    f"rollout.candidates={CANDIDATES}",
+    f"recipe.turns={TURNS}",
+    f"recipe.candidates={CANDIDATES}",
+    "controls=[{name: rejection_sampling, epochs: equal_tokens}]",
     "rollout.workers.min_workers=1",
     "rollout.workers.max_workers=1",
     "train.epochs=1",
@@ -43,11 +46,11 @@ def responses(trajectory: Trajectory) -> list[Attempt]:
     return [r for turn in trajectory.turns for r in (turn.attempt, *turn.candidates)]
 
 
-def phases(run: Run) -> list[tuple[int, Phase]]:
-    """Every phase whose trajectories are stored."""
+def places(run: Run) -> list[Place]:
+    """Every place whose trajectories are stored."""
     folder = run.folder / "trajectories"
     return [
-        (int(iteration.partition("=")[2]), Phase(phase.partition("=")[2]))
-        for iteration in folder.folders()
-        for phase in (folder / iteration).folders()
+        Place(track, int(iteration), phase.partition("=")[2])
+        for track, iteration in (stage.split("=") for stage in folder.folders())
+        for phase in (folder / f"{track}={iteration}").folders()
     ]

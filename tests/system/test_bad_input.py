@@ -16,6 +16,7 @@ from rise_ray.config.loading import load_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ClusterError, ConfigError, ModelError, RiseError, StoreError, user_error
 from rise_ray.store.files import Folder
+from tests.system.miniature import COLLECT
 
 ROOT = Path(__file__).parents[2]
 WARM_START = ROOT / "jobs" / "countdown_warmstart.yaml"
@@ -81,11 +82,10 @@ def config(tmp_path: Path) -> Callable[..., RunConfig]:
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_a_worker_that_no_node_can_hold_is_told(config: Callable[..., RunConfig]) -> None:
-    check_resources(config())
+    check_resources(config(), None)
+    spot = config("rollout.workers={num_cpus: 1, resources: {spot: 3}, min_workers: 1}")
     with pytest.raises(ClusterError, match="no node has the 1 CPU, 3 spot of one rollout worker"):
-        check_resources(
-            config("rollout.workers={num_cpus: 1, resources: {spot: 3}, min_workers: 1}")
-        )
+        check_resources(spot, None)
 
 
 @pytest.mark.usefixtures("ray_runtime")
@@ -128,17 +128,17 @@ def test_damaged_metrics_come_back_from_the_tracker(
 def test_a_damaged_part_is_named_by_the_relabeling(
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    from rise_ray.mdp import Phase
     from rise_ray.relabel.job import write_relabeled
+    from rise_ray.relabel.rules.improved import Improved
     from rise_ray.store.trajectories import TrajectoryStore
     from tests.unit.relabel.builders import rolled
 
     store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
-    part = store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
-    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
-    store.phase(1, Phase.COLLECT).write(part, b"PAR1 nonsense")
+    part = store.write(COLLECT, [rolled("3 | 7 4", "7")])
+    sealed = {COLLECT: store.seal(COLLECT)}
+    store.folder_of(COLLECT).write(part, b"PAR1 nonsense")
     output = Folder(str(tmp_path / "examples"))
-    error = _ours(lambda: write_relabeled(store, phases, config().relabel, 64, 0, output))
+    error = _ours(lambda: write_relabeled(store, sealed, Improved(), 64, 0, output))
     assert isinstance(error, StoreError)
     assert f"{part}: damaged part" in str(error)
     assert not output.exists()

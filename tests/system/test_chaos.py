@@ -15,7 +15,7 @@ from rise_ray.config.loading import load_config
 from rise_ray.run.journal import Run
 from tests.chaos.plan import Kind, stage_keys
 from tests.system.driver import started
-from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+from tests.system.miniature import JOB, SETTINGS
 from tests.system.processes import is_loopback, listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2100)]
@@ -27,7 +27,7 @@ KINDS = set(Kind) - {Kind.ENGINE}
 CHAOS = [
     "name=chaos",
     "iterations=2",
-    "control.enabled=false",
+    "controls=[]",
     "rollout.workers.episodes_in_flight=1",
     "rollout.workers.max_attempts=10",
     "train.max_failures=10",
@@ -38,7 +38,7 @@ def test_a_run_whose_parts_are_killed_one_after_another_loses_and_doubles_nothin
     tmp_path: Path,
 ) -> None:
     settings = [*SETTINGS, *CHAOS, f"storage={tmp_path}"]
-    command = [sys.executable, str(REPOSITORY / "jobs" / "chaos.py"), str(JOB), *settings]
+    command = [sys.executable, "-m", "tests.chaos", str(JOB), *settings]
     options = [f"--kills={len(KINDS)}", "--seed=0", "--deadline=1500"]
     log = tmp_path / "chaos.log"
     with started([*command, *options], log) as job, listening(job.pid) as sockets:

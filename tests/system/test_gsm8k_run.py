@@ -13,12 +13,13 @@ import pytest
 
 from rise_ray.config.loading import load_config
 from rise_ray.config.settings import RunConfig
-from rise_ray.mdp import Example, FinishReason, Phase
+from rise_ray.mdp import Example, FinishReason
 from rise_ray.report.console import Console
-from rise_ray.run.driver import execute
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.stages import Stages
+from rise_ray.run.tracks import execute
 from rise_ray.store.examples import examples_from_table, read_manifest, read_part
+from tests.system.miniature import COLLECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -62,9 +63,7 @@ def test_what_does_not_fit_the_context_is_counted_and_left_out(run: Run) -> None
 
 def test_answers_that_were_cut_off_are_counted_and_never_data(run: Run) -> None:
     attempts = [
-        turn.attempt
-        for trajectory in run.trajectories.read(1, Phase.COLLECT)
-        for turn in trajectory.turns
+        turn.attempt for trajectory in run.trajectories.read(COLLECT) for turn in trajectory.turns
     ]
     cut_off = [a for a in attempts if a.finish_reason is FinishReason.LENGTH]
     assert cut_off  # a model that saw 20 examples writes to the limit
@@ -113,7 +112,7 @@ def _config(folder: Path) -> RunConfig:
             *(f"warm_start.train.{setting}" for setting in small),
             *(f"train.{setting}" for setting in small),
             "problems=null",
-            f"rollout.turns={TURNS}",
+            f"recipe.turns={TURNS}",
             "rollout.sampling.max_tokens=48",
             "rollout.workers.min_workers=1",
             "rollout.workers.max_workers=1",

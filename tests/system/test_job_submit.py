@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from rise_ray.config.loading import load_config
-from rise_ray.mdp import Phase
 from rise_ray.run.journal import Run
 from tests.chaos.leftovers import left_in_cluster
 from tests.chaos.nodes import free_ports
 from tests.system.driver import parts_of
-from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+from tests.system.miniature import COLLECT, JOB, REPOSITORY, SETTINGS
 from tests.system.processes import descendants, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -113,14 +112,14 @@ def ray_job(head: Head, *arguments: str) -> str:
 def test_a_job_that_is_stopped_leaves_nothing_and_goes_on_when_it_is_submitted_again(
     head: Head, tmp_path: Path
 ) -> None:
-    settings = [*SETTINGS, f"storage={tmp_path}", "iterations=1", "control.enabled=false"]
+    settings = [*SETTINGS, f"storage={tmp_path}", "iterations=1", "controls=[]"]
     run = ["rise-ray", "run", str(JOB.relative_to(REPOSITORY)), *settings, "--resume"]
     submit = ["submit", "--working-dir", ".", "--", *run]
 
     ray_job(head, submit[0], "--no-wait", "--submission-id", "first", *submit[1:])
     folder = tmp_path / "miniature"
     deadline = time.monotonic() + 300
-    while not parts_of(folder, 1, Phase.COLLECT):
+    while not parts_of(folder, COLLECT):
         assert time.monotonic() < deadline, ray_job(head, "logs", "first")
         time.sleep(0.05)
     ray_job(head, "stop", "first")

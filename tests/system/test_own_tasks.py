@@ -14,19 +14,23 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
+from rise_ray.relabel import job
 from rise_ray.relabel.job import RelabelResult, write_relabeled
+from rise_ray.relabel.rules.revision import Revision
 from rise_ray.report.console import Console
 from rise_ray.report.tracking import TrackerHandle
 from rise_ray.run.journal import Run
 from rise_ray.run.stages import Stages
 from rise_ray.store.examples import read_manifest
 from rise_ray.store.files import Folder
-from rise_ray.store.trajectories import TrajectoryStore
+from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore
 from rise_ray.sync.parity import reference_in_task
-from tests.system.miniature import JOB, SETTINGS
+from tests.system.miniature import COLLECT, JOB, SETTINGS
 from tests.system.processes import losing, named, wait_gone
 from tests.unit.relabel.builders import rolled
+
+MANY_PARTS = 9
 
 
 @pytest.fixture
@@ -56,14 +60,34 @@ def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
     assert struck == relabel(tmp_path / "whole", deadline_s=120.0)
 
 
+@pytest.mark.usefixtures("ray_runtime")
+def test_what_ray_data_makes_of_many_parts_is_what_one_process_makes(tmp_path: Path) -> None:
+    streamed = relabel(tmp_path, deadline_s=240.0)
+    again = Folder(str(tmp_path / "again"))
+    one_by_one = _in_one_process(tmp_path, again)
+    assert one_by_one == streamed
+    assert streamed.manifest.examples == 2 * MANY_PARTS * PART_ROWS
+
+
+def _in_one_process(folder: Path, output: Folder) -> RelabelResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_PARTS_IN_PROCESS", MANY_PARTS)
+        return write_relabeled(*_what(folder), output)
+
+
 def relabel(folder: Path, deadline_s: float) -> RelabelResult:
-    """As a stage does it, of one trajectory."""
+    """As a stage does it, of so many parts that they stream through Ray Data."""
     store = TrajectoryStore(Folder(str(folder / "trajectories")))
-    store.write(1, Phase.COLLECT, [rolled("3 | 7 4", "7")])
-    phases = [(1, Phase.COLLECT, store.seal(1, Phase.COLLECT))]
-    rule = load_config(JOB, SETTINGS).relabel
-    what = (store, phases, rule, 64, 0, Folder(str(folder / "examples")))
+    for part in range(MANY_PARTS):
+        problems = range(part * PART_ROWS, (part + 1) * PART_ROWS)
+        store.write(COLLECT, [rolled("3 | 7 4", "7", problem=f"p{n}") for n in problems])
+    what = (*_what(folder), Folder(str(folder / "examples")))
     return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
+
+
+def _what(folder: Path) -> tuple[TrajectoryStore, dict[Place, str], Revision, int, int]:
+    store = TrajectoryStore(Folder(str(folder / "trajectories")))
+    return store, {COLLECT: store.seal(COLLECT)}, Revision(drop_duplicates=False), 64, 0
 
 
 @pytest.mark.usefixtures("no_cpu")
@@ -95,7 +119,8 @@ def test_relabeling_has_a_cpu_after_the_pool_grew_over_all_of_them(tmp_path: Pat
     settings = [f"rollout.workers.{name}={value}" for name, value in workers.items()]
     config = load_config(JOB, [*SETTINGS, f"storage={tmp_path}", *settings])
     with Stages(Run(config, resume=False), Console()) as stages:
-        stages.collect(1, Phase.COLLECT, stages.base())
+        roll, rows = (s for s in stages.stages if s.key in (str(COLLECT), "iteration-1/relabel"))
+        stages.do(roll)
         assert ray.available_resources()["CPU"] < 1
-        examples = stages.relabel(1, Phase.COLLECT)
-    assert read_manifest(examples).examples
+        stages.do(rows)
+    assert read_manifest(stages.run.folder / "examples" / "iteration-1").examples

@@ -10,10 +10,9 @@ import psutil
 import pytest
 
 from rise_ray.config.loading import load_config
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
-from rise_ray.run.plans import BASE
 from rise_ray.run.stages import Stages
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.chaos.audit import planned_episodes
@@ -29,13 +28,14 @@ from tests.system.driver import (
     stored_ids,
     wait_for,
 )
-from tests.system.miniature import JOB, PROBLEMS, SETTINGS, responses
+from tests.system.miniature import BASE_EVAL, JOB, PROBLEMS, SETTINGS, responses
+from tests.system.miniature import COLLECT as COLLECTED
 from tests.system.processes import descendants, named, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # The control has the same phases again.
-RISE_ALONE = ["control.enabled=false"]
+RISE_ALONE = ["controls=[]"]
 COLLECT, RELABEL, TRAIN = (f"iteration-1/{phase}" for phase in ("collect", "relabel", "train"))
 
 
@@ -56,13 +56,13 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
 
     # An evaluation is rolled as a collection is.
-    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, 1, Phase.COLLECT)))
+    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, COLLECTED)))
     refused = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
     rolling = journal(folder)
     assert set(rolling) == {"base/eval"}
-    stored = len(stored_ids(folder, 1, Phase.COLLECT))
+    stored = len(stored_ids(folder, COLLECTED))
     assert 0 < stored < PROBLEMS
 
     orphans += kill_when(resume, log, lambda pid: bool(named("ray::write_relabeled", pid)))
@@ -88,7 +88,7 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
         assert {stage: finished[stage] for stage in before} == before
     # What is planned is what an undisturbed run stores: see test_whole_run.
     for planned in planned_episodes(config).values():
-        ids = stored_ids(folder, planned.iteration, planned.phase)
+        ids = stored_ids(folder, planned.place)
         assert sorted(ids) == sorted(planned.ids)
     same_samples(store_of(folder), undisturbed(tmp_path / "undisturbed").trajectories)
     # Ray's own agents first try for a minute to tell the driver of the loss.
@@ -106,20 +106,19 @@ def undisturbed(folder: Path) -> Run:
     """A run as far as what it sampled was from the base's weights."""
     run = Run(load_config(JOB, [*SETTINGS, f"storage={folder}"]), resume=False)
     with Stages(run, Console()) as stages:
-        base = stages.base()
-        stages.evaluate(BASE, base)
-        stages.collect(1, Phase.COLLECT, base)
+        for spec in stages.stages[:2]:
+            stages.do(spec)
     return run
 
 
 def same_samples(one: TrajectoryStore, other: TrajectoryStore) -> None:
     """Of the same weights: floating point makes trained ones differ in their last digits."""
-    for iteration, phase in ((0, Phase.EVAL), (1, Phase.COLLECT)):
-        assert sampled(one, iteration, phase) == sampled(other, iteration, phase)
+    for place in (BASE_EVAL, COLLECTED):
+        assert sampled(one, place) == sampled(other, place)
 
 
-def sampled(store: TrajectoryStore, iteration: int, phase: Phase) -> dict[str, Any]:
-    rolled = store.read(iteration, phase)
+def sampled(store: TrajectoryStore, place: Place) -> dict[str, Any]:
+    rolled = store.read(place)
     return {t.id: [response.token_ids for response in responses(t)] for t in rolled}
 
 

@@ -37,7 +37,7 @@ SECRETS = {
 }
 SMALL = [
     *SETTINGS,
-    *("iterations=1", "control.enabled=false", "problems=12"),
+    *("iterations=1", "controls=[]", "problems=12"),
     *("evaluation.problems=4", "evaluation.turns=2", "evaluation.parallel=2"),
     "wandb={mode: offline, tags: [test]}",
 ]
@@ -91,7 +91,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         teacher = f"{{kind: openai, model: fake, base_url: '{endpoint.base_url}'}}"
         settings = [
             *SMALL,
-            *("relabel.strategy=distill", "relabel.filter=all", f"teacher={teacher}"),
+            f"recipe={{name: rise, turns: 2, teacher: {teacher}}}",
             f"storage={tmp_path_factory.mktemp('failed')}",
         ]
         finished = run_command(settings, "--debug")

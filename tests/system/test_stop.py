@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from rise_ray.cluster.stop import DEADLINE_S
-from rise_ray.mdp import Phase
 from tests.chaos.processes import shared_memory_files
 from tests.system.driver import (
     COMMAND,
@@ -22,7 +21,7 @@ from tests.system.driver import (
     stored_ids,
     wait_for,
 )
-from tests.system.miniature import PROBLEMS
+from tests.system.miniature import COLLECT, PROBLEMS
 from tests.system.processes import descendants, named, wait_freed, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -66,7 +65,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
         assert wait_freed(memory) == []
 
     with started(resume, log) as driver:
-        wait_for(driver, log, lambda pid: bool(parts_of(folder, 1, Phase.COLLECT)))
+        wait_for(driver, log, lambda pid: bool(parts_of(folder, COLLECT)))
         second = subprocess.run(resume, capture_output=True, text=True, env=environment())
         assert second.returncode == 1
         assert f"another driver works on this run: process {driver.pid} on" in second.stderr
@@ -81,7 +80,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
     stopped_when(waits_for_resources, signal.SIGTERM, *SPOT_NODES)
 
     stopped_when(lambda pid: bool(named("ray::RayTrainWorker", pid)), signal.SIGTERM)
-    assert len(stored_ids(folder, 1, Phase.COLLECT)) == PROBLEMS
+    assert len(stored_ids(folder, COLLECT)) == PROBLEMS
 
     # While workers start after a training: Ray Train would take SIGINT over for good.
     trained = folder / "checkpoints" / "iteration=1"

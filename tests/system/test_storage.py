@@ -7,21 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.mdp import Phase
 from rise_ray.run.journal import read_journal
 from rise_ray.run.lineage import open_run, problem_lineage, trace, training_rows
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.object_store import BUCKET, s3_server
 from tests.system.driver import COMMAND, environment, started, wait_for
-from tests.system.miniature import PROBLEMS
+from tests.system.miniature import BASE_EVAL, COLLECT, PROBLEMS
 from tests.system.processes import descendants, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STORAGE = f"s3://{BUCKET}/runs"
 SETTINGS = [
-    *(f"storage={STORAGE}", "iterations=1", "control.enabled=false"),
+    *(f"storage={STORAGE}", "iterations=1", "controls=[]"),
     "rollout.workers.episodes_in_flight=1",  # so that rolling lasts
 ]
 
@@ -31,9 +30,9 @@ def test_a_run_on_s3_survives_its_driver_and_the_loss_of_objects(tmp_path: Path)
     with s3_server():
         store = TrajectoryStore(folder / "trajectories")
         with started([*COMMAND, *SETTINGS], log) as driver:
-            wait_for(driver, log, lambda pid: len(store.parts(1, Phase.COLLECT)) > 1)
+            wait_for(driver, log, lambda pid: len(store.parts(COLLECT)) > 1)
             orphans = descendants(driver.pid)
-        stored = store.ids(1, Phase.COLLECT)
+        stored = store.ids(COLLECT)
         assert 0 < len(stored) < PROBLEMS
 
         go_on()
@@ -41,7 +40,7 @@ def test_a_run_on_s3_survives_its_driver_and_the_loss_of_objects(tmp_path: Path)
         assert stages["iteration-1/collect"]["rolled"] == PROBLEMS - len(stored)
         check_complete(folder)
 
-        lost = store.phase(0, Phase.EVAL)
+        lost = store.folder_of(BASE_EVAL)
         for part in lost.names():
             lost.remove(part)
         folder.remove("metrics.jsonl")
@@ -49,7 +48,7 @@ def test_a_run_on_s3_survives_its_driver_and_the_loss_of_objects(tmp_path: Path)
         assert "base/eval: its stored trajectories are not whole" in said
         assert "metrics.jsonl: lacked" in said
         stages = read_journal(folder)["stages"]
-        assert store.is_whole(0, Phase.EVAL, stages["base/eval"]["parts_sha256"])
+        assert store.is_whole(BASE_EVAL, stages["base/eval"]["parts_sha256"])
         check_complete(folder)
         # Ray's own agents first try for a minute to tell the driver of the loss.
         left = wait_gone(orphans, within_s=180)
@@ -71,7 +70,7 @@ def check_complete(folder: Folder) -> None:
     assert {"config.json", "model.safetensors", "parity.json"} <= set(checkpoint.names())
     record = open_run(folder)
     collected = TrajectoryStore(folder / "trajectories").read(
-        1, Phase.COLLECT, record.stages["iteration-1/collect"]["parts_sha256"]
+        COLLECT, record.stages["iteration-1/collect"]["parts_sha256"]
     )
     stored = {t.id: t for t in collected}
     assert len(stored) == PROBLEMS

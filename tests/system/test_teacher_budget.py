@@ -9,9 +9,10 @@ import pytest
 from rise_ray.config.loading import load_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import TeacherError
-from rise_ray.mdp import Phase
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
+from rise_ray.run.plans import of_kind
+from rise_ray.run.specs import Roll
 from rise_ray.run.stages import Stages
 from tests.system.feedback.fake_endpoint import USAGE, FakeEndpoint, serving
 from tests.system.miniature import JOB, SETTINGS
@@ -31,18 +32,22 @@ def test_a_budget_counts_what_the_whole_run_spent_and_may_be_raised_for_a_resume
     with serving(FakeEndpoint(lambda messages: r"\boxed{ 1 + 1 }")) as endpoint:
         config = _config(tmp_path, endpoint.base_url)
         with Stages(Run(config, resume=False), Console()) as stages:
-            for iteration in (1, 2):
-                stages.collect(iteration, Phase.COLLECT, stages.base())
+            for roll in rolls(stages)[:2]:
+                stages.do(roll)
         with Stages(Run(config, resume=True), Console()) as stages:
             for iteration in (1, 2):
                 assert stages.run.stages[f"iteration-{iteration}/collect"]["teacher_tokens"] == COST
             with pytest.raises(TeacherError, match=rf"is spent \({BUDGET}\); raise it and resume"):
-                stages.collect(3, Phase.COLLECT, stages.base())
+                stages.do(rolls(stages)[2])
         assert len(endpoint.requests) == 2 * PROBLEMS + PROBLEMS // 2
-        more = _config(tmp_path, endpoint.base_url, f"teacher.token_budget={BUDGET + COST}")
+        more = _config(tmp_path, endpoint.base_url, f"recipe.teacher.token_budget={BUDGET + COST}")
         with Stages(Run(more, resume=True), Console()) as stages:
-            stages.collect(3, Phase.COLLECT, stages.base())
+            stages.do(rolls(stages)[2])
             assert stages.run.teacher_tokens == len(endpoint.requests) * USAGE["total_tokens"]
+
+
+def rolls(stages: Stages) -> list[Roll]:
+    return of_kind(Roll, stages.stages)
 
 
 def _config(folder: Path, base_url: str, *overrides: str) -> RunConfig:
@@ -53,15 +58,13 @@ def _config(folder: Path, base_url: str, *overrides: str) -> RunConfig:
             f"storage={folder}",
             "iterations=3",
             f"problems={PROBLEMS}",
-            "rollout.turns=1",
-            "relabel.strategy=distill",
-            "relabel.filter=all",
-            "teacher.kind=openai",
-            "teacher.model=fake-model",
-            f"teacher.base_url={base_url}",
-            f"teacher.api_key_env={KEY_ENV}",
-            f"teacher.token_budget={BUDGET}",
-            "teacher.concurrency=1",
+            "recipe={name: rise, turns: 1}",
+            "recipe.teacher.kind=openai",
+            "recipe.teacher.model=fake-model",
+            f"recipe.teacher.base_url={base_url}",
+            f"recipe.teacher.api_key_env={KEY_ENV}",
+            f"recipe.teacher.token_budget={BUDGET}",
+            "recipe.teacher.concurrency=1",
             *overrides,
         ],
     )

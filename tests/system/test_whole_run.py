@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rise_ray.cli.main import main
-from rise_ray.mdp import Phase, StopReason
+from rise_ray.mdp import Place, StopReason
 from rise_ray.models.locate import locate_model
 from rise_ray.relabel.rewards import reward_of
 from rise_ray.run.journal import Run
@@ -23,6 +23,7 @@ from tests.chaos.audit import planned_episodes
 from tests.chaos.plan import stage_keys
 from tests.system.miniature import (
     CANDIDATES,
+    CONTROL,
     EVAL_PARALLEL,
     EVAL_PROBLEMS,
     EVAL_TURNS,
@@ -31,7 +32,7 @@ from tests.system.miniature import (
     PROBLEMS,
     SETTINGS,
     TURNS,
-    phases,
+    places,
     responses,
 )
 
@@ -48,16 +49,12 @@ STAGES = [
     "iteration-2/relabel",
     "iteration-2/train",
     "iteration-2/eval",
-    "control-1/collect",
-    "control-1/relabel",
-    "control-1/train",
-    "control-2/collect",
-    "control-2/relabel",
-    "control-2/train",
-    "control/eval",
+    *(f"{CONTROL}-{n}/{phase}" for n in (1, 2) for phase in ("collect", "relabel", "train")),
+    f"{CONTROL}-2/eval",
     "run/report",
 ]
-CHECKPOINTS = ["control=1", "control=2", "iteration=1", "iteration=2"]
+SETS = ["iteration-1", "iteration-2", f"{CONTROL}-1", f"{CONTROL}-2"]
+CHECKPOINTS = [name.replace("-", "=") for name in SETS]
 
 
 def test_the_run_folder_has_the_promised_layout(miniature_run: Run) -> None:
@@ -67,8 +64,7 @@ def test_the_run_folder_has_the_promised_layout(miniature_run: Run) -> None:
     assert {"checkpoints", "examples", "trajectories"} <= set(folder.folders())
     assert list(miniature_run.stages) == STAGES
     assert (folder / "checkpoints").folders() == CHECKPOINTS
-    examples = ["control-1", "control-2", "iteration-1", "iteration-2"]
-    assert (folder / "examples").folders() == examples
+    assert (folder / "examples").folders() == SETS
     report = folder.read("report.html").decode()
     assert all(name in report for name in (*MODELS, "m1@t3", "p1@t3"))
 
@@ -77,50 +73,53 @@ def test_what_is_planned_is_what_is_stored(miniature_run: Run) -> None:
     """The chaos job and the resumed runs are held against the plan."""
     assert stage_keys(miniature_run.config) == STAGES
     for planned in planned_episodes(miniature_run.config).values():
-        stored = miniature_run.trajectories.ids(planned.iteration, planned.phase)
+        stored = miniature_run.trajectories.ids(planned.place)
         assert stored == planned.ids
 
 
 def test_every_episode_is_stored_once_under_its_phase(miniature_run: Run) -> None:
     expected = dict.fromkeys(MODELS.values(), EVAL_PROBLEMS)
-    for iteration in (1, 2):
-        expected[iteration, Phase.COLLECT] = expected[iteration, Phase.CONTROL] = PROBLEMS
-    assert set(phases(miniature_run)) == set(expected)
-    problems: dict[Phase, list[str]] = {Phase.COLLECT: [], Phase.CONTROL: []}
-    for (iteration, phase), count in expected.items():
-        rolled = list(miniature_run.trajectories.read(iteration, phase))
+    for track in ("iteration", CONTROL):
+        expected |= {Place(track, n, "collect"): PROBLEMS for n in (1, 2)}
+    assert set(places(miniature_run)) == set(expected)
+    problems: dict[str, list[str]] = {"iteration": [], CONTROL: []}
+    for place, count in expected.items():
+        rolled = list(miniature_run.trajectories.read(place))
         assert len({t.id for t in rolled}) == len(rolled) == count
         assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
-        if phase in problems:
-            problems[phase] += [t.problem.id for t in rolled]
-    assert len(set(problems[Phase.COLLECT])) == 2 * PROBLEMS  # no problem twice
-    assert set(problems[Phase.CONTROL]) == set(problems[Phase.COLLECT])
+        if place.phase == "collect":
+            problems[place.track] += [t.problem.id for t in rolled]
+    assert len(set(problems["iteration"])) == 2 * PROBLEMS  # no problem twice
+    assert set(problems[CONTROL]) == set(problems["iteration"])
 
 
 def test_rollouts_are_on_policy_and_the_control_samples_as_much(miniature_run: Run) -> None:
     read = miniature_run.trajectories.read
     for iteration in (1, 2):
-        for phase, version in (
-            (Phase.COLLECT, iteration - 1),
-            (Phase.CONTROL, iteration - 1),
-            (Phase.EVAL, iteration),
+        collect, control = (Place(t, iteration, "collect") for t in ("iteration", CONTROL))
+        for place, version in (
+            (collect, iteration - 1),
+            (control, iteration - 1),
+            (Place("iteration", iteration, "eval"), iteration),
         ):
-            sampled = [r for t in read(iteration, phase) for r in responses(t)]
+            sampled = [r for t in read(place) for r in responses(t)]
             assert {r.weight_version for r in sampled} == {version}
-        collected = [len(responses(t)) for t in read(iteration, Phase.COLLECT)]
-        controls = [len(responses(t)) for t in read(iteration, Phase.CONTROL)]
-        assert collected == controls == [TURNS * (1 + CANDIDATES)] * PROBLEMS
-    stages = miniature_run.stages
-    for iteration in (1, 2):
-        rise, control = (stages[f"{who}-{iteration}/train"] for who in ("iteration", "control"))
-        assert control["tokens"] == pytest.approx(rise["tokens"], abs=1024)  # one step's
+        assert [len(responses(t)) for t in read(collect)] == [TURNS * (1 + CANDIDATES)] * PROBLEMS
+        (answers,) = {len(responses(t)) for t in read(control)}
+        stages = miniature_run.stages
+        own, its = (stages[str(place)] for place in (collect, control))
+        first_answer = own["first_tokens"] / own["first_responses"]
+        assert (answers - 1) * first_answer < own["tokens"] / PROBLEMS <= answers * first_answer
+        assert its["tokens"] == pytest.approx(own["tokens"], rel=0.2)
+        rise, compared = (stages[f"{who}-{iteration}/train"] for who in ("iteration", CONTROL))
+        assert compared["tokens"] == pytest.approx(rise["tokens"], abs=1024)  # one step's
 
 
 def test_every_example_is_a_stored_response_in_a_stored_state(miniature_run: Run) -> None:
-    for name, first in (("iteration-1", 1), ("iteration-2", 1), ("control-2", 1)):
-        phase = Phase.CONTROL if name.startswith("control") else Phase.COLLECT
-        iterations = range(first, int(name[-1]) + 1)
-        stored = {t.id: t for i in iterations for t in miniature_run.trajectories.read(i, phase)}
+    for name in ("iteration-1", "iteration-2", f"{CONTROL}-2"):
+        track = name[:-2]
+        sources = [Place(track, n, "collect") for n in range(1, int(name[-1]) + 1)]
+        stored = {t.id: t for place in sources for t in miniature_run.trajectories.read(place)}
         folder = miniature_run.folder / "examples" / name
         parts = [read_part(folder, part) for part in read_manifest(folder).parts]
         examples = [example for part in parts for example in examples_from_table(part)]
@@ -132,20 +131,18 @@ def test_every_example_is_a_stored_response_in_a_stored_state(miniature_run: Run
             assert example.input_ids[example.spans[0].start :] == response.token_ids
             assert origin.reward == reward_of(response, 0.0)
             assert origin.weight_version == response.weight_version
-        assert {e.provenance.iteration for e in examples} == set(iterations)  # pooled
-        if phase is Phase.CONTROL:
+        assert {e.provenance.place for e in examples} == set(sources)  # pooled
+        if track == CONTROL:
             assert {e.provenance.reward for e in examples} == {1.0}
 
 
 def test_every_training_row_leads_to_its_stored_response_and_back(miniature_run: Run) -> None:
     record = open_run(miniature_run.folder)
     stored = {
-        t.id: t
-        for iteration, phase in phases(miniature_run)
-        for t in miniature_run.trajectories.read(iteration, phase)
+        t.id: t for place in places(miniature_run) for t in miniature_run.trajectories.read(place)
     }
     rows = list(training_rows(record))
-    assert {row.stage for row in rows} == {"iteration-1", "iteration-2", "control-1", "control-2"}
+    assert {row.stage for row in rows} == set(SETS)
     came_from = defaultdict(set)
     for row in rows:
         found = trace(record, row, stored[row.example.provenance.trajectory_id])  # tokens agree
@@ -192,7 +189,7 @@ def test_metrics_hold_an_evaluation_of_every_model_in_the_promised_form(
     lines = miniature_run.folder.read("metrics.jsonl").decode().splitlines()
     records = [json.loads(line) for line in lines]
     evaluations = {r["model"]: r for r in records if r["phase"] == "eval"}
-    assert list(evaluations) == ["base", "iteration-1", "iteration-2", "control"]
+    assert list(evaluations) == list(MODELS)
     assert sum(r["phase"] == "eval" for r in records) == len(evaluations)
     for record in evaluations.values():
         check_evaluation(record)
@@ -205,7 +202,7 @@ def test_metrics_hold_an_evaluation_of_every_model_in_the_promised_form(
 
 def check_evaluation(record: dict[str, Any]) -> None:
     assert (record["split"], record["n"], record["samples"]) == ("test", EVAL_PROBLEMS, 1)
-    assert (record["feedback"], record["window"]) == ("Please check and try again .", None)
+    assert (record["feedback"], record["window"]) == ("constant", None)
     assert record["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_tokens": 28}
     assert record["counts"] == {
         "trajectories": EVAL_PROBLEMS,
@@ -233,7 +230,7 @@ def test_a_finished_run_shows_its_results_again_and_changes_nothing(
     storage = f"storage={miniature_run.config.storage}"
     assert main(["run", str(JOB), *SETTINGS, storage]) == 0
     shown = capsys.readouterr().out
-    assert all(text in shown for text in ("iteration-2", "control", "m1@t3", "report.html"))
+    assert all(text in shown for text in ("iteration-2", CONTROL, "m1@t3", "report.html"))
     assert {name: folder.read(name) for name in folder.names()} == before
 
 

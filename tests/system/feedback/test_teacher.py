@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config.settings import ModelTeacher as ModelTeacherConfig
-from rise_ray.config.settings import OpenAITeacher as OpenAITeacherConfig
-from rise_ray.config.settings import ReferenceTeacher as ReferenceTeacherConfig
 from rise_ray.config.settings import SamplingConfig
+from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
+from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.config.teacher import ReferenceTeacher as ReferenceTeacherConfig
 from rise_ray.errors import TeacherError
 from rise_ray.feedback.teacher import OpenAITeacher, Spending, Student, make_teacher
 from rise_ray.mdp import Attempt, FinishReason, Outcome, Trajectory, WeightVersion

@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from rise_ray.config.settings import ModelConfig, SamplingConfig, SyncConfig, WorkersConfig
-from rise_ray.mdp import Phase, WeightVersion
+from rise_ray.feedback.constant import Constant
+from rise_ray.mdp import Place, WeightVersion
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.tasks.countdown import Countdown
@@ -25,19 +26,19 @@ def make_specs(
     task = Countdown()
     plan = EpisodePlan(
         run="test",
-        iteration=1,
-        phase=Phase.COLLECT,
+        place=Place("iteration", 1, "collect"),
         seed=seed,
         turns=turns,
         window=None,
         stop_on_success=False,
         candidates=candidates,
         first_state_only=False,
+        last_feedback=False,
         sampling=SamplingConfig(max_tokens=max_tokens),
         max_model_len=MAX_MODEL_LEN,
     )
     return [
-        EpisodeSpec(plan, problem, 0, tuple(task.prompt(problem)), task.feedback(problem))
+        EpisodeSpec(plan, problem, 0, tuple(task.prompt(problem)), Constant(task.feedback(problem)))
         for problem in task.load("dev")[:count]
     ]
 

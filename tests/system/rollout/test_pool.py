@@ -17,6 +17,7 @@ import pytest
 import ray
 
 from rise_ray.errors import ClusterError, RolloutError, SyncError
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
@@ -82,6 +83,8 @@ def test_whoever_joins_or_dies_the_samples_are_those_of_the_version(
     lost = pair.lost_workers
     before = list(pair.roll(specs))
     pair.sync(other_model)
+    assert len(pair.parity) == 2  # what each engine's probe found
+    assert all(0 < report.mean < report.max < 0.001 for report in pair.parity.values())
     synced = list(pair.roll(specs))
     pair.sync(tiny_model)
     assert (versions(before), versions(synced)) == ({0}, {2})
@@ -120,7 +123,7 @@ class Poison(str):
 @pytest.mark.timeout(600)
 def test_a_poisonous_episode_is_an_error_and_costs_no_other(make_pool: MakePool) -> None:
     specs = make_specs(24)
-    specs[5] = replace(specs[5], feedback=Poison())
+    specs[5] = replace(specs[5], feedback=Constant(Poison()))
     pool = make_pool("poisoned", episodes_in_flight=16, max_attempts=2)
     rolled = list(pool.roll(specs))
     assert Counter(t.id for t in rolled) == dict.fromkeys(ids(specs), 1)

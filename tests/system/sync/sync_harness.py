@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from rise_ray.errors import SyncError
-from rise_ray.sync.buckets import Bucket
+from rise_ray.sync.buckets import Bucket, SyncReport
 from rise_ray.sync.parity import (
     ParityReference,
     ParityReport,
@@ -18,8 +18,8 @@ from rise_ray.sync.parity import (
     engine_logprobs,
     reference_logprobs,
 )
+from rise_ray.sync.receiver import WeightReceiver, sync_engine, update_engine
 from rise_ray.sync.source import pull, start_weight_server
-from rise_ray.sync.update import SyncReport, sync_engine, update_engine
 
 ENGINE_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -75,7 +75,6 @@ def make_engine(model: str, backend: str) -> Any:
 
 def push_host(backend: str) -> Any:
     """The actor class of a worker that one of vLLM's own GPU backends pushes to."""
-    from rise_ray.sync.push import WeightReceiver
 
     class PushHost(WeightReceiver):
         def __init__(self, model: str) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import TaskUnschedulableError
 
 from rise_ray.sync.parity import check_parity
+from rise_ray.sync.receiver import EnginePlace, WeightReceiver, beside
 from tests.system.sync.sync_harness import (
     BUCKET_BYTES,
+    ENGINE_ENV,
     EngineHost,
     push_host,
     serve,
@@ -18,29 +25,110 @@ from tests.system.sync.sync_harness import (
 SEQUENCES = (tuple(range(3, 40)), tuple(range(60, 20, -1)))
 
 
-def test_vllm_gets_the_checkpoints_own_tensors(models: dict[str, str], engine: Any) -> None:
-    assert ray.get(engine.source_differs.remote(models["a"])) == []
+@ray.remote(num_cpus=0.1, max_concurrency=3, runtime_env={"env_vars": ENGINE_ENV})
+class Sender:
+    """Of vLLM's own backends, without a GPU; and two engines of two processes each, as it is."""
+
+    def source_differs(self, model: str) -> list[str]:
+        """Names of tensors that `CheckpointSource` gives otherwise than safetensors' own reader."""
+        import torch
+        from safetensors.torch import load_file
+
+        from rise_ray.sync.push import CheckpointSource
+        from rise_ray.sync.source import Checkpoint
+
+        expected = load_file(Path(model) / "model.safetensors")
+        source = CheckpointSource(Checkpoint(Path(model)), "cpu")
+        got = dict(source)
+        assert [meta.name for meta in source.metadata()] == list(got)
+        assert got.keys() == expected.keys()
+        return [name for name in expected if not torch.equal(expected[name], got[name])]
+
+    def meet(self, me: Any) -> list[int]:
+        """The ranks of all who meet, as `NCCLTrainerWeightTransferEngine.trainer_init` has them."""
+        from vllm.utils.network_utils import get_open_port
+
+        from rise_ray.sync.push import EngineClient
+
+        info = {"host": "127.0.0.1", "port": get_open_port(), "rank_offset": 1, "world_size": 5}
+        client = EngineClient([me, me], engine_processes=2)
+        with ThreadPoolExecutor() as pool:
+            joining = pool.submit(client.init_weight_transfer_engine, info)
+            ranks = _join(0, info)
+            joining.result()
+        return ranks
+
+    def init_weight_transfer_engine(self, request: Any) -> None:
+        """An engine's part: each of its two processes joins."""
+        info = request.init_info
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda own: _join(info["rank_offset"] + own, info), range(2)))
+
+
+def _join(rank: int, info: dict[str, Any]) -> list[int]:
+    """The ranks of all who met, by vLLM's own rendezvous."""
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    world = info["world_size"]
+    group = StatelessProcessGroup.create(info["host"], info["port"], rank, world, store_timeout=60)
+    return list(group.all_gather_obj(rank))
+
+
+@pytest.fixture(scope="module")
+def sender(ray_runtime: None) -> Iterator[Any]:
+    handle = Sender.remote()
+    yield handle
+    ray.kill(handle)
+
+
+def test_vllm_gets_the_checkpoints_own_tensors(sender: Any, models: dict[str, str]) -> None:
+    assert ray.get(sender.source_differs.remote(models["a"])) == []
+
+
+def test_every_process_of_every_engine_has_a_rank_of_its_own(sender: Any) -> None:
+    """With vLLM's own client two engines join as the same ranks, and wait for the others."""
+    assert ray.get(sender.meet.remote(sender)) == [0, 1, 2, 3, 4]
+
+
+def test_an_ipc_sender_is_on_the_workers_node_and_sees_its_gpu(ray_runtime: None) -> None:
+    """Though the worker may have the GPU whole, and Ray would give a second process another."""
+    worker = ray.remote(num_cpus=0.1)(WeightReceiver).options(
+        runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "3"}}
+    )
+    handle = worker.remote()
+    place = ray.get(handle.place.remote())
+    assert place == EnginePlace(ray.get_runtime_context().get_node_id(), "3")
+
+    def seen() -> tuple[str, str | None]:
+        return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    sender = ray.remote(num_cpus=0, max_calls=1, **beside(place))(seen)
+    assert ray.get(sender.remote()) == (place.node, "3")
+    elsewhere = ray.remote(num_cpus=0, max_calls=1, **beside(EnginePlace("a" * 56, "3")))(seen)
+    with pytest.raises(TaskUnschedulableError):
+        ray.get(elsewhere.remote())
+    ray.kill(handle)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["", "tied-"])
-@pytest.mark.parametrize(("backend", "gpus"), [("ipc", 1), ("nccl", 2)])
+@pytest.mark.parametrize(("backend", "engines", "gpus"), [("ipc", 1, 1), ("nccl", 2, 3)])
 def test_a_pushed_version_passes_the_parity_probe(
-    models: dict[str, str], maker: Any, backend: str, gpus: int, kind: str
+    models: dict[str, str], maker: Any, backend: str, engines: int, gpus: int, kind: str
 ) -> None:
-    """`ipc` shares one GPU between sender and engine; `nccl` needs one for each."""
+    """`ipc` shares the engine's GPU; `nccl` needs one for the sender and one for each engine."""
     from rise_ray.sync.push import WeightSender
 
     _require_gpus(gpus)
     old, new = models[f"{kind}a"], models[f"{kind}b"]
-    share = gpus / 2
-    host = push_host(backend).options(num_gpus=share).remote(old)
-    sender = ray.remote(num_gpus=share)(WeightSender).remote(new, 5, BUCKET_BYTES)
-    assert ray.get(sender.send.remote([host], backend, 1)).version == 5
+    hosts = [push_host(backend).options(num_gpus=1).remote(old) for _ in range(engines)]
+    options = beside(ray.get(hosts[0].place.remote())) if backend == "ipc" else {"num_gpus": 1}
+    sender = ray.remote(**options)(WeightSender).remote(new, 5, BUCKET_BYTES)
+    assert ray.get(sender.send.remote(hosts, backend, 1)).version == 5
     reference = ray.get(maker.reference.remote(new, SEQUENCES))
-    got = ray.get(host.logprobs.remote(SEQUENCES))
-    check_parity(reference, got, 0.01, "pushed", 5)
-    ray.kill(host)
+    for host in hosts:
+        check_parity(reference, ray.get(host.logprobs.remote(SEQUENCES)), 0.01, "pushed", 5)
+        ray.kill(host)
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rise_ray.mdp import Example, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
 
@@ -71,7 +71,7 @@ def _example(rng: random.Random, number: int, longest: int) -> Example:
         rule="test",
         trajectory_id=f"t{number}",
         problem_id=f"p{number}",
-        iteration=0,
+        place=Place("iteration", 0, "collect"),
         turn=0,
         candidate=-1,
         reward=1.0,

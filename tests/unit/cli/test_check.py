@@ -43,7 +43,8 @@ task: {{name: gsm8k, options: {{path: {rows}}}}}
 model: {{path: {model}, max_model_len: 256}}
 iterations: 1
 problems: 20
-rollout: {{candidates: 4, turns: 3, sampling: {{max_tokens: 20}}}}
+recipe: {{candidates: 4, turns: 3}}
+rollout: {{sampling: {{max_tokens: 20}}}}
 train: {{batch_tokens: 1024, row_tokens: 256}}
 evaluation: {{sampling: {{max_tokens: 20}}, turns: 3, parallel: 3}}
 """
@@ -91,7 +92,7 @@ def test_a_good_config_passes_and_nothing_is_made(
     assert sorted(tmp_path.iterdir()) == before
     printed = capsys.readouterr().out
     assert "failed" not in printed
-    assert "20 problems x 3 turns x (1 + 4 candidates) = up to 300 responses" in printed
+    assert "20 problems x (3 turns + 4 candidates at each) = up to 300 responses" in printed
     assert "1,024 tokens = 4 rows of 256: 2 workers x 1 rows x 2 passes" in printed
     assert "of 2 models:" in printed
     assert "CPU at the same time at least" in printed
@@ -107,7 +108,7 @@ def test_the_longest_state_counts_every_turn_that_is_shown(
     check(make())
     three_turns = prompt + 2 * (20 + feedback) + 20
     assert f"at most {three_turns} tokens" in capsys.readouterr().out
-    check(make("rollout.window=2", "evaluation.window=2"))
+    check(make("recipe.window=2", "evaluation.window=2"))
     assert f"at most {prompt + 20 + feedback + 20} tokens" in capsys.readouterr().out
     check(make("model.max_model_len=80"))
     assert "end as context_overflow" in capsys.readouterr().out
@@ -197,15 +198,13 @@ def test_deepspeed_settings_that_contradict_the_config_are_refused(make: Make) -
     assert "training is in bfloat16" in _failure(config, "DeepSpeed")
 
 
-OPENAI = (
-    "teacher={{kind: openai, model: big, api_key_env: A_KEY, base_url: 'http://127.0.0.1:{}/v1'}}"
-)
+OPENAI = "recipe.teacher={{kind: openai, model: big, api_key_env: A_KEY, base_url: 'http://127.0.0.1:{}/v1'}}"
 
 
 def test_a_teachers_key_has_to_be_set(
     make: Make, listener: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make("relabel.strategy=distill", OPENAI.format(listener))
+    config = make(OPENAI.format(listener))
     monkeypatch.delenv("A_KEY", raising=False)
     assert "the environment variable A_KEY is not set" in _failure(config, "teacher")
     monkeypatch.setenv("A_KEY", "secret")
@@ -218,7 +217,7 @@ def test_a_teacher_that_does_not_answer_stops_a_run_but_not_a_check_from_elsewhe
     make: Make, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_KEY", "secret")
-    config = make("relabel.strategy=distill", OPENAI.format(closed_port))
+    config = make(OPENAI.format(closed_port))
     assert _findings(config)["teacher"].status is Status.NOT_CHECKED
     with pytest.raises(TeacherError, match=rf"127\.0\.0\.1:{closed_port}/v1: cannot be reached"):
         preflight(config, resume=False)
@@ -236,7 +235,7 @@ class NoSolutions(Gsm8k):
 def test_a_reference_teacher_needs_a_worked_solution_of_every_problem(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["relabel.strategy=distill", "teacher={kind: reference}"]
+    settings = ["recipe.teacher={kind: reference}"]
     assert _findings(make(*settings))["teacher"].status is Status.OK
     (tmp_path / "no_solutions.py").write_text(NO_SOLUTIONS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -337,6 +336,6 @@ def test_no_ray_at_the_given_address_is_told_at_once(make: Make, closed_port: in
     config = make(f"ray.address='127.0.0.1:{closed_port}'")
     with (
         pytest.raises(ClusterError, match=f"no Ray cluster at `127.0.0.1:{closed_port}`"),
-        connected(config, debug=False),
+        connected(config, None, debug=False),
     ):
         pass

@@ -38,7 +38,7 @@ def _stderr(capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "status", "said"),
     [
         (["run", "nothing.yaml"], 2, "nothing.yaml: cannot read the config: No such file"),
-        (["run", QUICKSTART, "rollout.turn=3"], 2, "did you mean `turns`?"),
+        (["run", QUICKSTART, "recipe.turn=3"], 2, "did you mean `turns`?"),
         (["run", QUICKSTART, "seed"], 2, "override 'seed': write it as key.sub=value"),
         (["run", QUICKSTART, "seed=-1"], 2, "`seed`: Input should be greater than or equal to 0"),
         (["run", QUICKSTART, "task.name=chess"], 2, "`task.name`: unknown task `chess`"),
@@ -75,8 +75,8 @@ def test_settings_may_stand_after_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", QUICKSTART, "--resume", "seed=0", "rollout.turn=3"]) == 2
-    assert "`rollout.turn`: unknown setting" in _stderr(capsys)
+    assert cli.main(["run", QUICKSTART, "--resume", "seed=0", "recipe.turn=3"]) == 2
+    assert "`recipe.turn`: unknown setting" in _stderr(capsys)
 
 
 def test_an_unknown_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_help_tells_what_a_newcomer_needs(command: str, capsys: pytest.CaptureFi
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "key.sub=value" in printed
-    assert "config.py" in printed
+    assert "settings.py" in printed
     assert "130 stopped by Ctrl-C" in printed
 
 
@@ -178,7 +178,7 @@ def test_the_help_of_run_lists_its_stages(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
-    stages = ["warm-start", "base", "iteration-N", "relabel:", "train:", "control-N", "report"]
+    stages = ["warm-start", "base", "iteration-N", "relabel:", "train:", "TRACK-N", "report"]
     assert [word for word in words if word in stages] == stages
 
 

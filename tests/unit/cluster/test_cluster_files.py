@@ -60,33 +60,34 @@ def test_every_job_has_a_run_folder_of_its_own() -> None:
 
 def test_the_plain_quick_start_differs_from_the_quick_start_in_its_recipe_only() -> None:
     strong, plain = (load_config(ROOT / "jobs" / f"quickstart{s}.yaml") for s in ("", "_plain"))
-    recipe = {
+    may_differ = {
         "name",
         "iterations",
         "problems",
-        "rollout.window",
-        "relabel.filter",
-        "relabel.wrong_weight",
+        "recipe.window",
+        *(f"recipe.rule.{name}" for name in ("name", "filter", "states", "wrong_weight")),
         "train.epochs",
         "evaluation.window",
     }
-    assert _differences(strong, plain) <= recipe
+    assert _differences(strong, plain) <= may_differ
     assert (plain.iterations, plain.problems, plain.train.epochs) == (2, 700, 3)
-    assert (plain.rollout.window, plain.relabel.filter, plain.relabel.tau) == (2, "success", 0.5)
-    assert plain.relabel.centering == "state"
+    recipe = plain.recipe.model_dump()
+    assert recipe["window"] == 2
+    rule = {"name": "improved", "filter": "success", "tau": 0.5, "centering": "state"}
+    assert rule.items() <= recipe["rule"].items()
 
 
 @pytest.mark.parametrize("path", GPU_JOBS, ids=lambda path: path.name)
 def test_the_8b_jobs_take_turns_on_8_gpus_with_the_published_settings(path: Path) -> None:
     config = load_config(path)
-    assert required_resources(config)["GPU"] == 8
+    assert required_resources(config, None)["GPU"] == 8
     assert config.rollout.release_during_training
     assert config.rollout.workers.max_workers * config.rollout.workers.num_gpus == 8
     train = config.train
     assert (train.lr, train.min_lr_ratio, train.warmup_ratio) == (1e-5, 0.0, 0.04)
     assert (train.batch_tokens, train.weight_decay) == (64 * 2048, 0.0)
     assert (train.precision, train.gradient_checkpointing) == ("bfloat16", True)
-    assert config.rollout.candidates == 16
+    assert config.recipe.model_dump()["candidates"] == 16
     assert (config.evaluation.turns, config.evaluation.window) == (5, 2)
     # Two turns of a window, their feedback and a prompt of a quarter of the context fit it.
     longest = max(config.rollout.sampling.max_tokens, config.evaluation.sampling.max_tokens)
@@ -198,7 +199,7 @@ def test_the_ray_jobs_gpu_pods_can_hold_what_its_run_asks_for(ray_job: dict[str,
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     limits = container["resources"]["limits"]
-    needed = required_resources(load_config(ROOT / "jobs" / "gsm8k_8b.yaml"))
+    needed = required_resources(load_config(ROOT / "jobs" / "gsm8k_8b.yaml"), None)
     assert group["maxReplicas"] * int(limits["nvidia.com/gpu"]) >= needed["GPU"]
     assert group["maxReplicas"] * int(limits["cpu"]) >= needed["CPU"]
 

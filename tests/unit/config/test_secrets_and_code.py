@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import chaos, verify_gold
+from jobs import verify_gold
 from rise_ray.cli import check
 from rise_ray.cli import main as cli
 from rise_ray.config.loading import parse_config
@@ -28,11 +28,12 @@ from rise_ray.report.tracking import _flat
 from rise_ray.rollout.chat import load_tokenizer
 from rise_ray.sync.parity import reference_logprobs
 from rise_ray.text import printable, terminal_text
+from tests.chaos import __main__ as chaos
 from tests.unit.problem_files import write_tokenizer
 
 MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}}"
 SECRET = "pl4nted-s3cret-value"
-OPENAI = "teacher={kind: openai, model: m}"
+OPENAI = "recipe.teacher={kind: openai, model: m}"
 AWS_ID = "AKIAPLANTED0PLANTED0"
 AWS_SECRET = "wJal/K7/abc+planted"
 
@@ -57,8 +58,14 @@ def refusal(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        ([OPENAI, f"teacher.base_url=https://me:{SECRET}@host/v1"], "teacher.base_url"),
-        ([OPENAI, f"teacher.base_url=https://host/v1?api-key={SECRET}"], "teacher.base_url"),
+        (
+            [OPENAI, f"recipe.teacher.base_url=https://me:{SECRET}@host/v1"],
+            "recipe.teacher.base_url",
+        ),
+        (
+            [OPENAI, f"recipe.teacher.base_url=https://host/v1?api-key={SECRET}"],
+            "recipe.teacher.base_url",
+        ),
         ([f"storage=s3://key:{SECRET}@bucket/runs"], "storage"),
         ([f"storage=https://host/x?a=b&X-Amz-Signature={SECRET}"], "storage"),
         ([f"model.path=https://me:{SECRET}@host/model"], "model.path"),
@@ -75,14 +82,14 @@ def refusal(*overrides: str) -> str:
             "rollout.workers.env.HTTPS_PROXY",
         ),
         (
-            [f"teacher={{kind: model, path: m, workers: {{env: {{MY_SECRET: {SECRET}}}}}}}"],
-            "teacher.workers.env.MY_SECRET",
+            [f"recipe.teacher={{kind: model, path: m, workers: {{env: {{MY_SECRET: {SECRET}}}}}}}"],
+            "recipe.teacher.workers.env.MY_SECRET",
         ),
         ([f"rollout.workers.vllm.hf_token={SECRET}"], "rollout.workers.vllm.hf_token"),
         ([f"task.options.password={SECRET}"], "task.options.password"),
         ([f"task.options.path=hub-{SECRET}", f"task.options.token={SECRET}"], "task.options.token"),
-        ([OPENAI, f"teacher.api_key={SECRET}"], "teacher.api_key"),
-        ([OPENAI, f"teacher.api_key_env={SECRET}"], "teacher.api_key_env"),
+        ([OPENAI, f"recipe.teacher.api_key={SECRET}"], "recipe.teacher.api_key"),
+        ([OPENAI, f"recipe.teacher.api_key_env={SECRET}"], "recipe.teacher.api_key_env"),
         ([f"wandb.tags=[a, 'https://me:{SECRET}@host']"], "wandb.tags"),
         ([f"task.options.note=sk-proj-{SECRET}"], "task.options.note"),
         ([f"task.options.sources=[{{password: {SECRET}}}]"], "task.options.sources.password"),
@@ -110,7 +117,7 @@ def refusal(*overrides: str) -> str:
         ([f"storage=s3://me:{AWS_SECRET}@bucket/runs"], "storage"),
         ([f"storage=ftp://me@corp:{SECRET}@host/runs"], "storage"),
         ([f"task.options.user={AWS_ID}"], "task.options.user"),
-        ([OPENAI, "teacher.api_key_env=LLM_AUTH"], "teacher.api_key_env"),
+        ([OPENAI, "recipe.teacher.api_key_env=LLM_AUTH"], "recipe.teacher.api_key_env"),
     ],
 )
 def test_a_secret_in_a_config_is_refused_by_its_key_and_never_shown(
@@ -137,15 +144,24 @@ def test_a_value_of_a_secret_variable_is_refused_wherever_it_is(
     ("overrides", "said"),
     [
         ([f"name.password={SECRET}"], "override 'name.password': `name` is a value, not a group"),
-        ([f"teacher.api_key:{SECRET}"], "override 'teacher.api_key': write it as key.sub=value"),
-        ([f"teacher.api_key:{SECRET}=="], "override 'teacher.api_key': the value is not valid"),
-        ([f"teacher.api_key:{SECRET}="], "`teacher.***`: holds a secret"),
+        (
+            [f"recipe.teacher.api_key:{SECRET}"],
+            "override 'recipe.teacher.api_key': write it as key.sub=value",
+        ),
+        (
+            [f"recipe.teacher.api_key:{SECRET}=="],
+            "override 'recipe.teacher.api_key': the value is not valid",
+        ),
+        ([f"recipe.teacher.api_key:{SECRET}="], "`recipe.teacher.***`: holds a secret"),
         ([SECRET], "override '...': write it as key.sub=value"),
         ([f"train.lr={SECRET}"], "`train.lr`: Input should be a valid number"),
         ([f"train.betas=[{SECRET}]"], "`train.betas.0`: Input should be a valid number"),
         ([f"name=x {SECRET}"], "`name`: String should match pattern"),
         ([f"wandb={SECRET}"], "`wandb`: Input should be a valid dictionary"),
-        ([f"teacher={{kind: {SECRET}}}"], "`teacher.kind`: allowed: 'none', 'reference',"),
+        (
+            [f"recipe.teacher={{kind: {SECRET}}}"],
+            "`recipe.teacher.kind`: allowed: 'none', 'reference',",
+        ),
         ([f"train.secret_lr={{a: {SECRET}}}"], "`train.secret_lr`: unknown setting"),
     ],
 )

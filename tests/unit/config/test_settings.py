@@ -25,7 +25,7 @@ from rise_ray.config.settings import RunConfig, Settings
 from rise_ray.errors import ConfigError
 
 JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
-MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}}"
+MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}, recipe: {name: rise}}"
 LIGHT = (
     "cli.main",
     "config.loading",
@@ -34,7 +34,7 @@ LIGHT = (
     "evaluate.metrics",
     "mdp",
     "relabel.examples",
-    "relabel.select",
+    "relabel.rules.revision",
     "rollout.episode",
     "rollout.leases",
     "run.plans",
@@ -49,7 +49,9 @@ def _error(*overrides: str, text: str = MINIMAL) -> str:
 
 
 def _all_settings(group: type[BaseModel] = Settings) -> list[type[BaseModel]]:
-    found = [s for s in group.__subclasses__() if s.__module__ == "rise_ray.config.settings"]
+    found = [
+        s for s in group.__subclasses__() if s.__module__.startswith(("rise_ray.c", "rise_ray.re"))
+    ]
     return found + [inner for s in found for inner in _all_settings(s)]
 
 
@@ -67,6 +69,7 @@ def test_a_dump_says_its_schema_version_first_and_another_one_is_refused() -> No
 
 
 def test_every_setting_says_what_it_means() -> None:
+    parse_config(MINIMAL, [], source="my.yaml")  # imports the recipe
     groups = _all_settings()
     assert len(groups) > 15
     assert all(group.__doc__ for group in groups)
@@ -74,7 +77,7 @@ def test_every_setting_says_what_it_means() -> None:
         f"{group.__name__}.{name}"
         for group in groups
         for name, field in group.model_fields.items()
-        if not field.description and name != "kind" and not _groups(field.annotation)
+        if not field.description and name not in ("kind", "name") and not _groups(field.annotation)
     ]
     assert silent == []  # a group of settings is described by its class
 
@@ -82,17 +85,17 @@ def test_every_setting_says_what_it_means() -> None:
 def test_what_may_change_are_settings_and_nothing_that_decides_the_data() -> None:
     for key in MAY_CHANGE:
         setting = key.split(".vllm.")[0]  # what follows is vLLM's
-        groups, location = _resolve(setting.split("."))
+        groups, location = _resolve(setting.split("."), {})
         assert any(location[-1] in group.model_fields for group in groups), key
     decide = (
         "schema_version",
         "seed",
         "model.path",
-        "rollout.turns",
+        "recipe.turns",
         "rollout.workers.num_gpus",
         "train.lr",
     )
-    decide = (*decide, "train.workers", "teacher.model", "rollout.workers.vllm.quantization")
+    decide = (*decide, "train.workers", "recipe.teacher.model", "rollout.workers.vllm.quantization")
     assert not any(may_change(key) for key in decide)
     assert may_change("rollout.workers.vllm.gpu_memory_utilization")
 
@@ -100,12 +103,23 @@ def test_what_may_change_are_settings_and_nothing_that_decides_the_data() -> Non
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("rollout.turn=3", "`rollout.turn`: unknown setting; did you mean `turns`?"),
+        ("recipe.turn=3", "`recipe.turn`: unknown setting; did you mean `turns`?"),
         ("rolout.turns=3", "`rolout`: unknown setting; did you mean `rollout`?"),
         ("rollout.workers.gpus=1", "`rollout.workers.gpus`: unknown setting; did you mean"),
         ("warm_start={examples: 1, train: {l_r: 1}}", "did you mean `lr`?"),
-        ("teacher={kind: openai, modle: x}", "`teacher.modle`: unknown setting; did you mean"),
-        ("teacher={kind: model, path: x, workers: {a: 1}}", "`teacher.workers.a`: unknown"),
+        (
+            "recipe.teacher={kind: openai, modle: x}",
+            "`recipe.teacher.modle`: unknown setting; did you mean",
+        ),
+        (
+            "controls=[{name: rejection_sampling, answer: 3}]",
+            "`controls.0.answer`: unknown setting; ",
+        ),
+        ("recipe.rule={name: improved, wrong_weight: 2}", "`recipe.rule.wrong_weight`: unknown"),
+        (
+            "recipe.teacher={kind: model, path: x, workers: {a: 1}}",
+            "`recipe.teacher.workers.a`: unknown",
+        ),
         ("zzz=1", "`zzz`: unknown setting (allowed: schema_version, name,"),
     ],
 )
@@ -122,16 +136,32 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
     [
         ("schema_version=2", "`schema_version`: Input should be '1' (got 2)"),
         ("train.lr=fast", "`train.lr`: Input should be a valid number"),
-        ("rollout.turns=0", "`rollout.turns`: Input should be greater than or equal to 1 (got 0)"),
+        (
+            "recipe={name: rise, turns: 0}",
+            "`recipe.turns`: Input should be greater than or equal to 1 (got 0)",
+        ),
         ("name=../x", "`name`: String should match pattern"),
         ("model.scratch={architecture: {}}", "give exactly one of `path` and `scratch`"),
         ("train.batch_tokens=100", "`batch_tokens` must be a multiple of"),
-        ("relabel.strategy=distill", "needs a `teacher`"),
+        ("recipe={name: rise, candidates: 0}", "without a `teacher` RISE needs `candidates` >= 1"),
+        ("recipe={name: rize}", "`recipe`: unknown recipe `rize` (allowed: rise, rejection"),
+        (
+            "recipe={name: rise, rule: {name: best}}",
+            "`recipe.rule.name`: allowed: 'improved', 'rev",
+        ),
+        ("recipe={name: 'no.such:Recipe'}", "`no.such` cannot be imported"),
+        ("recipe={name: 'rise_ray.mdp:Place'}", "`rise_ray.mdp` has no recipe `Place`"),
+        ("controls=[{turns: 3}]", "`controls.0`: a recipe is a mapping with a `name`"),
+        ("recipe.track=mine", "the run's own track is `iteration`"),
+        ("controls=[{name: rise, track: iteration}]", "two tracks have the same name"),
         ("rollout.workers.min_workers=2", "`min_workers` is greater than `max_workers`"),
         ("sync.backend=nccl", "`sync.backend: nccl` needs `rollout.workers.num_gpus`"),
         ("model.max_model_len=4096", "an example must fit a packed row"),
         ("verify={deadline_s: 5, progress_deadline_s: 5}", "must be greater than `deadline_s`"),
-        ("teacher={kind: psychic}", "`teacher.kind`: allowed: 'none', 'reference', 'openai',"),
+        (
+            "recipe.teacher={kind: psychic}",
+            "`recipe.teacher.kind`: allowed: 'none', 'reference', 'openai',",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key(override: str, said: str) -> None:
@@ -154,7 +184,7 @@ def test_an_override_that_is_none_is_refused(override: str, said: str) -> None:
 
 
 def test_all_mistakes_are_said_at_once() -> None:
-    lines = _error("seed=-1", "rollout.turns=0", "zzz=1").splitlines()
+    lines = _error("seed=-1", "recipe={name: rise, turns: 0}", "zzz=1").splitlines()
     assert len(lines) == 3
     assert all(line.startswith("my.yaml: `") for line in lines)
 
@@ -162,10 +192,16 @@ def test_all_mistakes_are_said_at_once() -> None:
 def test_a_value_of_an_override_is_yaml_and_a_group_can_be_opened_by_it() -> None:
     config = parse_config(
         MINIMAL + "\n",
-        ["rollout.window=null", "train.betas=[0.5, 0.6]", "warm_start.examples=3", "train.lr=1e-4"],
+        [
+            "recipe.name=rise",
+            "recipe.window=null",
+            "train.betas=[0.5, 0.6]",
+            "warm_start.examples=3",
+            "train.lr=1e-4",
+        ],
         source="my.yaml",
     )
-    assert config.rollout.window is None
+    assert config.recipe.model_dump()["window"] is None
     assert config.train.betas == (0.5, 0.6)
     assert config.train.lr == 1e-4
     assert config.warm_start is not None
@@ -226,8 +262,7 @@ def test_a_config_comes_back_from_its_dump_whatever_it_holds(
             "seed": seed,
             "task": {"name": "t", "options": options},
             "model": {"path": "m"},
-            "rollout": {"turns": turns, "window": window},
-            "relabel": {"tau": tau},
+            "recipe": {"turns": turns, "window": window, "rule": {"name": "revision", "tau": tau}},
             "train": {"lr": lr},
         }
     )

@@ -57,7 +57,8 @@ def test_without_a_common_problem_there_is_no_difference() -> None:
 
 
 def pairs(results: dict[str, EvalResult]) -> list[str]:
-    found = standard_comparisons(results, bootstrap=200, seed=0)
+    own = [model for model in results if model not in ("control", "other")]
+    found = standard_comparisons(results, own, bootstrap=200, seed=0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return [
         " ".join(f"{c[side]['model']} {c[side]['metric']}" for side in ("left", "right"))
@@ -67,11 +68,13 @@ def pairs(results: dict[str, EvalResult]) -> list[str]:
 
 def test_the_standard_comparisons_are_of_the_last_iteration() -> None:
     results = {"base": WEAK, "iteration-1": WEAK, "iteration-2": STRONG}
-    assert pairs({**results, "control": SEQUENTIAL_CONTROL}) == [
+    assert pairs({**results, "control": SEQUENTIAL_CONTROL, "other": PARALLEL_CONTROL}) == [
         "iteration-2 m1@t3 base m1@t3",
         "iteration-2 m1@t3 iteration-2 m3@t1",
         "iteration-2 m1@t3 control m1@t3",
         "iteration-2 m1@t1 control m1@t1",
+        "iteration-2 m1@t3 other m3@t1",
+        "iteration-2 m1@t1 other m1@t1",
         "iteration-2 p1@t3 iteration-2 pass@3",
         "iteration-2 acc@t3 iteration-2 acc@t1",
     ]

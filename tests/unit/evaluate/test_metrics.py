@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
-from rise_ray.mdp import Phase, StopReason, Trajectory
+from rise_ray.mdp import Place, StopReason, Trajectory
 from tests.unit.evaluate.builders import trajectory
 
 
@@ -153,7 +153,12 @@ def test_one_turn_and_one_parallel_answer_have_no_transitions_and_no_votes() -> 
         ([trajectory("7 7 7", "7 7")], "has 2 candidates, not 3"),
         ([trajectory("7", "7 7 7", stop_reason=StopReason.SUCCESS)], "never stops"),
         ([trajectory("7 7 7", "7 7 7")] * 2, "second trajectory"),
-        ([dataclasses.replace(FOUR[0], phase=Phase.COLLECT)], "not an evaluation's"),
+        ([trajectory("7 _ 7", "7 7 7")], "a `partial` response"),
+        ([trajectory("7 7 7", "7 _ 7")], "a `partial` response"),
+        (
+            [dataclasses.replace(FOUR[0], place=Place("iteration", 1, "collect"))],
+            "not an evaluation's",
+        ),
     ],
 )
 def test_what_is_not_an_evaluation_is_refused(bad: list[Trajectory], message: str) -> None:
@@ -162,7 +167,7 @@ def test_what_is_not_an_evaluation_is_refused(bad: list[Trajectory], message: st
 
 
 def test_the_controls_evaluation_is_measured_alike() -> None:
-    control = [dataclasses.replace(t, phase=Phase.CONTROL_EVAL) for t in FOUR]
+    control = [dataclasses.replace(t, place=Place("other", 1, "eval")) for t in FOUR]
     assert run(control).metrics == run(FOUR).metrics
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rise_ray.config.settings import ModelTeacher as ModelTeacherConfig
-from rise_ray.config.settings import OpenAITeacher as OpenAITeacherConfig
+from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
+from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
 from rise_ray.feedback.teacher import Answer, ModelTeacher, OpenAITeacher, Spending
 from rise_ray.mdp import FinishReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory

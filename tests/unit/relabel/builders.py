@@ -12,7 +12,7 @@ from dataclasses import replace
 from rise_ray.mdp import (
     Attempt,
     FinishReason,
-    Phase,
+    Place,
     Problem,
     StopReason,
     Trajectory,
@@ -21,6 +21,7 @@ from rise_ray.mdp import (
 )
 from tests.unit.evaluate.builders import REFERENCE, verdict
 
+COLLECT = Place("iteration", 1, "collect")
 PROMPT = (1, 2)
 FEEDBACK = (3,)
 
@@ -35,7 +36,7 @@ def response(shorthand: str, seed: int = 0) -> Attempt:
 
 def rolled(
     *turns: str,
-    phase: Phase = Phase.COLLECT,
+    place: Place = COLLECT,
     problem: str = "p0",
     window: int | None = None,
     stop_reason: StopReason = StopReason.MAX_TURNS,
@@ -54,10 +55,9 @@ def rolled(
             )
         )
     return Trajectory(
-        id=trajectory_id("run", 1, phase, problem, 0),
+        id=trajectory_id("run", place, problem, 0),
         run="run",
-        iteration=1,
-        phase=phase,
+        place=place,
         problem=Problem(problem, "test", "What is 3 + 4?", REFERENCE),
         sample=0,
         prompt_ids=PROMPT,

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from rise_ray.config.settings import RelabelConfig
-from rise_ray.mdp import Phase, Provenance, Span, StopReason, Trajectory
+from rise_ray.mdp import Provenance, Span, StopReason, Trajectory
 from rise_ray.relabel.examples import Relabeled, relabel, relabel_all
-from tests.unit.relabel.builders import FEEDBACK, PROMPT, rolled
+from rise_ray.relabel.rule import RuleContext
+from rise_ray.relabel.rules.improved import Improved
+from rise_ray.relabel.rules.revision import Revision
+from tests.unit.relabel.builders import COLLECT, FEEDBACK, PROMPT, rolled
 
 
 def _relabel(trajectory: Trajectory, max_tokens: int = 100, **settings: Any) -> Relabeled:
-    return relabel(trajectory, RelabelConfig(**settings), max_tokens, seed=0)
+    return relabel(trajectory, Improved(**settings), max_tokens, RuleContext(0))
 
 
 def _weights(result: Relabeled) -> list[float]:
@@ -54,7 +56,8 @@ def test_weights(centering: str, weights: list[float]) -> None:
 def test_revisions_weights_are_the_quick_starts() -> None:
     # exp((1 - mean) / 0.5) for the right one, 1.5 exp(-mean / 0.5) for the wrong one.
     trajectory = rolled("6 | 7 5 4 3")
-    result = _relabel(trajectory, filter="revision", centering="state", tau=0.5)
+    rule = Revision(centering="state", tau=0.5)
+    result = relabel(trajectory, rule, 100, RuleContext(0))
     assert _weights(result) == pytest.approx([math.exp(1.5), 1.5 * math.exp(-0.5)])
 
 
@@ -85,16 +88,6 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
     assert result.dropped == {"too_long": 1}
 
 
-def test_equal_responses_in_equal_states_are_kept_once() -> None:
-    # A window of one makes every state the bare prompt.
-    trajectory = rolled("6 | 7", "5 | 7", "4 | 7+", window=1)
-    result = _relabel(trajectory)
-    assert [e.provenance.turn for e in result.examples] == [0, 2]
-    assert result.dropped == {"duplicate": 1}
-    assert len(_relabel(trajectory, drop_duplicates=False).examples) == 3
-    assert len(_relabel(replace(trajectory, window=None)).examples) == 3
-
-
 def test_degenerate_responses_are_dropped_where_asked() -> None:
     trajectory = rolled("6 | 7")
     turn = trajectory.turns[0]
@@ -112,7 +105,7 @@ def test_every_example_knows_where_it_came_from() -> None:
         rule="own_attempt",
         trajectory_id="run/iteration=1/collect/p0/0",
         problem_id="p0",
-        iteration=1,
+        place=COLLECT,
         turn=0,
         candidate=-1,
         reward=0.0,
@@ -131,34 +124,12 @@ def test_a_teachers_response_is_known_as_one() -> None:
     turn = trajectory.turns[0]
     taught = replace(turn.candidates[0], weight_version=-1)
     trajectory = replace(trajectory, turns=(replace(turn, candidates=(taught,)),))
-    (example,) = _relabel(trajectory, strategy="distill").examples
+    (example,) = _relabel(trajectory).examples
     assert (example.provenance.source, example.provenance.rule) == ("teacher", "teacher")
-
-
-def test_the_control_trains_on_one_right_answer_with_weight_one() -> None:
-    trajectory = rolled("6 | 7 7 7", phase=Phase.CONTROL)
-    for settings in ({}, {"filter": "revision"}, {"tau": 0.1, "centering": "problem"}):
-        result = _relabel(trajectory, **settings)
-        assert _weights(result) == [1.0]
-        assert result.examples[0].provenance.rule == "rejection_sampling"
-    assert _relabel(rolled("6 | 5", phase=Phase.CONTROL)).examples == []
-
-
-def test_the_controls_draw_is_of_the_seed_and_the_trajectory_alone() -> None:
-    many = [rolled("7 | 7 7 7", phase=Phase.CONTROL, problem=f"p{n}") for n in range(30)]
-    config = RelabelConfig(drop_duplicates=False)
-
-    def drawn(trajectories: list[Trajectory], seed: int) -> dict[str, int]:
-        found = relabel_all(trajectories, config, 100, seed).examples
-        return {e.provenance.problem_id: e.provenance.candidate for e in found}
-
-    assert drawn(many, 1) == drawn(many[::-1], 1)
-    assert drawn(many, 1) != drawn(many, 2)
-    assert len(set(drawn(many, 1).values())) == 4
 
 
 def test_many_trajectories_are_relabeled_one_by_one_and_their_counts_added() -> None:
     error = rolled("6 | 7", problem="p1", stop_reason=StopReason.ERROR)
-    result = relabel_all([rolled("6 | 7"), error, error], RelabelConfig(), 100, 0)
+    result = relabel_all([rolled("6 | 7"), error, error], Improved(), 100, RuleContext(0))
     assert [e.provenance.problem_id for e in result.examples] == ["p0"]
     assert result.dropped == {"trajectory_error": 2}

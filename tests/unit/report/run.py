@@ -12,7 +12,8 @@ from rise_ray.mdp import Trajectory
 from tests.unit.evaluate.builders import trajectory
 
 CONFIG: dict[str, Any] = parse_config(
-    "{name: demo, task: {name: countdown}, model: {path: some/model}, relabel: {tau: 0.5}}",
+    "{name: demo, task: {name: countdown}, model: {path: some/model}, "
+    "recipe: {rule: {name: revision, tau: 0.5}}}",
     [],
     source="test",
 ).model_dump(mode="json")
@@ -79,4 +80,4 @@ def records(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:
 
 
 def comparisons(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:
-    return standard_comparisons(evaluated, bootstrap=500, seed=0)
+    return standard_comparisons(evaluated, list(MODELS)[:3], bootstrap=500, seed=0)

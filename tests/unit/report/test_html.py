@@ -140,7 +140,7 @@ def test_the_smallest_protocol_and_missing_metrics_have_a_page() -> None:
         runs = [trajectory(answers, answers)]
         result = evaluate(runs, turns=1, parallel=1, bootstrap=100, seed=0)
         comparisons = standard_comparisons(
-            {"base": result, "control": result}, bootstrap=100, seed=0
+            {"base": result, "control": result}, ["base"], bootstrap=100, seed=0
         )
         record = eval_record("base", "dev", result, feedback="none", window=1, sampling={})
         html = page(records=[record], comparisons=comparisons, trajectories=runs)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from rise_ray.errors import DataError, RolloutError, StoreError
-from rise_ray.mdp import Phase, Trajectory
+from rise_ray.errors import DataError, ModelError, RolloutError, StoreError
+from rise_ray.feedback.constant import Constant
+from rise_ray.mdp import Place, Trajectory
 from rise_ray.rollout.collect import Tally, roll_phase, specs_for
-from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
+from rise_ray.rollout.episode import EpisodeSpec, Question, Start, failed_trajectory
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.tasks.countdown import Countdown
-from tests.unit.rollout.episodes import PLAN, chat, rolled, spec
+from tests.unit.rollout.episodes import PLAN, chat, completion, rolled, spec
 
 SPECS = [spec(sample) for sample in range(6)]
 
@@ -32,12 +33,14 @@ def _roll(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
 
 
 def _phase(store: TrajectoryStore, roll: Any = _roll, share: float = 0.05) -> dict[str, Any]:
-    return roll_phase(roll, SPECS, store, 1, Phase.COLLECT, share, lambda *progress: None)
+    return roll_phase(
+        roll, SPECS, store, Place("iteration", 1, "collect"), share, lambda *progress: None
+    )
 
 
 def test_a_phase_is_stored_whole_and_counted(store: TrajectoryStore) -> None:
     result = _phase(store)
-    assert store.ids(1, Phase.COLLECT) == {spec.id for spec in SPECS}
+    assert store.ids(Place("iteration", 1, "collect")) == {spec.id for spec in SPECS}
     # Per episode: two attempts and two candidates for each of them, one of the four right.
     assert result["trajectories"] == result["rolled"] == 6
     assert result["verdicts"] == 36
@@ -46,7 +49,7 @@ def test_a_phase_is_stored_whole_and_counted(store: TrajectoryStore) -> None:
     assert result["stop_reasons"] == {"success": 6}
     tokens = sum(
         len(response.token_ids)
-        for trajectory in store.read(1, Phase.COLLECT)
+        for trajectory in store.read(Place("iteration", 1, "collect"))
         for turn in trajectory.turns
         for response in (turn.attempt, *turn.candidates)
     )
@@ -60,7 +63,9 @@ def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> N
 
     with pytest.raises(KeyboardInterrupt):
         _phase(store, interrupted)
-    assert store.ids(1, Phase.COLLECT) == {spec.id for spec in SPECS[:4]}  # what had ended
+    assert store.ids(Place("iteration", 1, "collect")) == {
+        spec.id for spec in SPECS[:4]
+    }  # what had ended
     asked: list[str] = []
 
     def rest(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
@@ -76,10 +81,10 @@ def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> N
 
 
 def test_progress_counts_what_was_stored_before(store: TrajectoryStore) -> None:
-    store.write(1, Phase.COLLECT, list(_roll(SPECS[:4])))
+    store.write(Place("iteration", 1, "collect"), list(_roll(SPECS[:4])))
     seen: list[tuple[int, int]] = []
     roll_phase(
-        *(_roll, SPECS, store, 1, Phase.COLLECT, 0.05),
+        *(_roll, SPECS, store, Place("iteration", 1, "collect"), 0.05),
         lambda done, total, tally: seen.append((done, total)),
     )
     assert seen == [(5, 6), (6, 6)]
@@ -89,7 +94,9 @@ def test_an_episode_that_ended_is_stored_while_the_others_still_run(store: Traje
     def slow(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
         yield from _roll(specs[:2])
         deadline = time.monotonic() + 60
-        while len(store.ids(1, Phase.COLLECT)) < 2:  # nothing else has to end for it
+        while (
+            len(store.ids(Place("iteration", 1, "collect"))) < 2
+        ):  # nothing else has to end for it
             assert time.monotonic() < deadline, "episodes that ended wait for the next one"
             time.sleep(0.01)
         yield from _roll(specs[2:])
@@ -107,10 +114,10 @@ def test_a_phase_that_cannot_be_stored_stops_with_the_cause(
 
 def test_a_finished_phase_is_sealed(store: TrajectoryStore) -> None:
     sealed = _phase(store)["parts_sha256"]
-    (part,) = store.parts(1, Phase.COLLECT, sealed)
-    store.phase(1, Phase.COLLECT).remove(part)
+    (part,) = store.parts(Place("iteration", 1, "collect"), sealed)
+    store.folder_of(Place("iteration", 1, "collect")).remove(part)
     with pytest.raises(StoreError, match="not those that the journal names"):
-        store.parts(1, Phase.COLLECT, sealed)
+        store.parts(Place("iteration", 1, "collect"), sealed)
     repaired = _phase(store)  # rolled again: the same episodes, the same seeds
     assert (repaired["rolled"], repaired["parts_sha256"]) == (6, sealed)
 
@@ -134,7 +141,9 @@ def test_too_many_failed_checks_stop_the_phase_and_say_the_share(store: Trajecto
 def test_the_share_of_failed_episodes_is_of_the_phase_also_in_a_resumed_one(
     store: TrajectoryStore,
 ) -> None:
-    store.write(1, Phase.COLLECT, [failed_trajectory(SPECS[0], "lost"), *_roll(SPECS[1:4])])
+    store.write(
+        Place("iteration", 1, "collect"), [failed_trajectory(SPECS[0], "lost"), *_roll(SPECS[1:4])]
+    )
     asked: list[tuple[int, int, int]] = []
 
     def rest(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
@@ -155,6 +164,34 @@ def test_a_failed_check_is_in_no_accuracy() -> None:
     assert (record["verdict_errors"], record["episode_errors"]) == (1, 1)
 
 
+def test_what_was_sampled_elsewhere_is_not_counted_again() -> None:
+    whole = rolled(spec(stop_on_success=False), ["it is 6", "it is 7", "it is 6"])
+    opening = chat().response_ids("it is ")[:-1]
+    fork = spec(start=Start(whole.turns[:1], opening), candidates=0, stop_on_success=False)
+    tally = Tally()
+    tally.add(rolled(fork, ["7", "it is 6"]))
+    sampled = [len(completion(text).token_ids) for text in ("7", "it is 6")]
+    record = tally.record()
+    assert record["tokens"] == sum(sampled)
+    assert (record["first_responses"], record["verdicts"]) == (0, 2)
+    assert record["accuracy"] == {"acc@t2": 1.0, "acc@t3": 0.0}
+
+
+def test_responses_that_were_not_to_be_checked_are_no_verdicts() -> None:
+    tally = Tally()
+    tally.add(rolled(spec(check=False), ["it is 7"] * 3))
+    record = tally.record()
+    assert (record["verdicts"], record["outcomes"]) == (0, {"partial": 9})
+    assert record["accuracy"] == {}
+
+
+def test_a_question_whose_words_are_split_is_refused_before_anything_is_rolled() -> None:
+    task = Countdown()
+    plan = replace(PLAN, question=Question("sure", "Sure ?", ("perhaps", "never")))
+    with pytest.raises(ModelError, match="`perhaps` is"):
+        specs_for(plan, task, chat(), task.load("dev")[:1], samples=1)
+
+
 def test_truncated_responses_are_counted() -> None:
     tally = Tally()
     tally.add(rolled(spec(), ["~it is 6", "it is 7"], candidates="~no"))
@@ -169,7 +206,7 @@ def test_every_problem_is_rolled_once_for_each_sample() -> None:
         (problem.id, sample) for problem in problems for sample in (0, 1)
     ]
     assert len({s.id for s in specs}) == 6
-    assert specs[0].feedback == task.feedback(problems[0])
+    assert specs[0].feedback == Constant(task.feedback(problems[0]))
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_rolled() -> None:

@@ -45,7 +45,7 @@ class _Starts:
     def start(self) -> None:
         name = f"worker-{len(self.asked)}"
         self.asked.append(name)
-        self.pool._members[name] = Member(name, None, VERSION, Status.STARTING, name, self.now)
+        self.pool._members[name] = Member(name, None, Status.STARTING, name, self.now)
 
     def pass_seconds(self, seconds: int) -> None:
         for _ in range(seconds):

@@ -9,6 +9,7 @@ import pytest
 
 from rise_ray.config.loading import parse_config
 from rise_ray.run.actors import Actors
+from rise_ray.sync.parity import ParityReport
 
 TEXT = """
 name: a
@@ -23,6 +24,7 @@ class _Pool:
     def __init__(self, name: str, calls: list[str]) -> None:
         self._name = name
         self._calls = calls
+        self.parity: dict[str, ParityReport] = {}
 
     def release(self) -> None:
         self._calls.append(f"release {self._name}")
@@ -56,3 +58,10 @@ def test_a_task_gets_what_the_workers_took_beyond_their_least(
 ) -> None:
     actors.make_room()
     assert calls == ["shrink rollout", "shrink teacher"]
+
+
+def test_a_stage_is_told_how_far_its_engines_were_from_the_trainer(actors: Actors) -> None:
+    assert actors.drift() == {}
+    pool: Any = actors._pool
+    pool.parity = {"rollout-0": ParityReport(0.01, 0.1, 9), "rollout-1": ParityReport(0.03, 0.2, 9)}
+    assert actors.drift() == {"parity_drift": {"mean": 0.02, "max": 0.2, "engines": 2}}

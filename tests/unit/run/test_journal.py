@@ -140,9 +140,12 @@ def test_a_run_that_was_killed_at_birth_starts(tmp_path: Path) -> None:
         (b"{", "damaged journal"),
         (b"\xff\xfe\x00", "damaged journal"),
         (b"[]", "schema version None"),
-        (b'{"schema_version": "0", "stages": {}}', "schema version 0"),
-        (b'{"schema_version": "3"}', "damaged journal: it has no stages"),
-        (b'{"schema_version": "3", "stages": {}}', "damaged journal: it has no config_sha256"),
+        (
+            b'{"schema_version": "3", "stages": {}}',
+            "version 3; this rise-ray reads version 4",
+        ),
+        (b'{"schema_version": "4"}', "damaged journal: it has no stages"),
+        (b'{"schema_version": "4", "stages": {}}', "damaged journal: it has no config_sha256"),
     ],
 )
 def test_a_damaged_journal_is_an_error_that_names_it(

@@ -11,7 +11,7 @@ import pytest
 from rise_ray.cli import main as cli
 from rise_ray.config.loading import dump_decisive
 from rise_ray.errors import DataError, StoreError
-from rise_ray.mdp import Example, Phase, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.run.journal import Run, config_sha256
 from rise_ray.run.lineage import (
     RunRecord,
@@ -49,7 +49,7 @@ def test_a_training_row_leads_to_everything_that_made_it(record: RunRecord) -> N
         "rule": "best_of_n",
         "problem": "p3",
         "trajectory": "demo/iteration=1/collect/p3/0",
-        "iteration": 1,
+        "place": "iteration-1/collect",
         "turn": 1,
         "candidate": 0,
         "seed": 101,
@@ -74,8 +74,8 @@ def test_a_version_leads_to_the_checkpoint_that_sampled(record: RunRecord) -> No
     assert by_collection == {
         ("iteration=1", "collect"): "some/model",
         ("iteration=2", "collect"): f"{folder}/checkpoints/iteration=1",
-        ("iteration=1", "control"): "some/model",
-        ("iteration=2", "control"): f"{folder}/checkpoints/control=1",
+        ("rejection_sampling=1", "collect"): "some/model",
+        ("rejection_sampling=2", "collect"): f"{folder}/checkpoints/rejection_sampling=1",
     }
 
 
@@ -113,7 +113,8 @@ def test_a_row_that_is_not_its_stored_response_is_an_error(record: RunRecord) ->
 def test_a_demonstration_has_no_trajectory_and_no_weights(tmp_path: Path) -> None:
     run = Run(hand_made.config_of(str(tmp_path)), resume=False)
     name = "demonstration/0"
-    origin = Provenance(*("demonstration", "demonstration", name, "p7", 0, 0, -1, None, 0, -1, ""))
+    place = Place("iteration", 0, "demonstrations")
+    origin = Provenance(*("demonstration",) * 2, name, "p7", place, 0, -1, None, 0, -1, "")
     shown = Example(name, (1, 2, 3), (Span(1, 3, 1.0),), origin)
     write_example_parts(run.folder / "examples" / "warm-start", [shown], 0)
     run.stage("warm-start/train", dict)
@@ -126,8 +127,8 @@ def test_a_demonstration_has_no_trajectory_and_no_weights(tmp_path: Path) -> Non
 def test_what_is_lost_is_an_error_and_not_a_shorter_answer(tmp_path: Path) -> None:
     run = hand_made.make_run(str(tmp_path))
     record = open_run(run.folder)
-    (part,) = run.trajectories.parts(1, Phase.COLLECT)
-    run.trajectories.phase(1, Phase.COLLECT).remove(part)
+    (part,) = run.trajectories.parts(Place("iteration", 1, "collect"))
+    run.trajectories.folder_of(Place("iteration", 1, "collect")).remove(part)
     with pytest.raises(StoreError, match="phase=collect: its 0 parts are not those"):
         example_lineage(record, EXAMPLE)
     run.forget("iteration-1/collect")
@@ -168,6 +169,5 @@ def test_the_command_says_what_is_wrong(
 
 def _of(record: RunRecord, row: TrainingRow) -> object:
     origin = row.example.provenance
-    phase = Phase.CONTROL if row.stage.startswith("control") else Phase.COLLECT
     store = TrajectoryStore(record.folder / "trajectories")
-    return next(t for t in store.read(origin.iteration, phase) if t.id == origin.trajectory_id)
+    return next(t for t in store.read(origin.place) if t.id == origin.trajectory_id)

@@ -19,8 +19,8 @@ import pytest
 from rise_ray.cluster.machine import this_machine
 from rise_ray.cluster.stop import Stopped
 from rise_ray.errors import StoreError
+from rise_ray.run import owner as module
 from rise_ray.run.owner import OWNER, Owner, Ownership, current_owner, refuse_if_driven
-from rise_ray.store import owner as module
 from rise_ray.store.files import Folder
 
 
@@ -146,7 +146,7 @@ def test_of_drivers_that_start_together_one_goes_on(
 SLEEPER = """
 import sys, time
 from rise_ray.cluster.stop import stop_signals
-from rise_ray.store import owner
+from rise_ray.run import owner
 from rise_ray.store.files import Folder
 
 owner._BEAT_S, owner._SETTLE_S = 0.05, 0.05

@@ -9,17 +9,19 @@ import pytest
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
-from rise_ray.mdp import Phase, Problem
+from rise_ray.mdp import Place, Problem
 from rise_ray.run.plans import (
-    collect_plan,
-    control_plan,
     eval_plan,
     evaluated_models,
     iteration_problems,
-    phase_of,
-    rollout_phases,
-    stage_name,
+    of_kind,
+    roll_plan,
+    rolled_places,
+    sampling_weights,
+    teacher_of,
 )
+from rise_ray.run.specs import Roll, Weights
+from rise_ray.run.tracks import stages_of
 
 PROBLEMS = [Problem(f"p{n}", "test", "q", "a") for n in range(10)]
 
@@ -54,60 +56,77 @@ def test_more_problems_than_there_are_is_an_error_of_the_config() -> None:
         _ids(_config("problems=11"), 1)
 
 
-def test_the_base_every_iteration_and_the_control_are_evaluated() -> None:
-    assert evaluated_models(_config("iterations=2")) == {
-        "base": (0, Phase.EVAL),
-        "iteration-1": (1, Phase.EVAL),
-        "iteration-2": (2, Phase.EVAL),
+CONTROL = "controls=[{name: rejection_sampling}]"
+
+
+def test_the_base_every_iteration_and_the_last_of_each_control_are_evaluated() -> None:
+    models = {
+        "base": Place("iteration", 0, "eval"),
+        "iteration-1": Place("iteration", 1, "eval"),
+        "iteration-2": Place("iteration", 2, "eval"),
     }
-    controlled = evaluated_models(_config("iterations=2", "control.enabled=true"))
-    assert controlled["control"] == (2, Phase.CONTROL_EVAL)
-    assert list(evaluated_models(_config("iterations=0", "control.enabled=true"))) == ["base"]
+    assert evaluated_models(stages_of(_config("iterations=2"))) == models
+    controlled = evaluated_models(stages_of(_config("iterations=2", CONTROL)))
+    name = "rejection_sampling-2"
+    assert controlled == {**models, name: Place("rejection_sampling", 2, "eval")}
+    assert list(evaluated_models(stages_of(_config("iterations=0", CONTROL)))) == ["base"]
 
 
-def test_stages_of_the_control_have_their_own_names() -> None:
-    assert (stage_name(Phase.COLLECT, 2), stage_name(Phase.CONTROL, 2)) == (
-        "iteration-2",
-        "control-2",
-    )
+def _rolls(config: RunConfig) -> dict[str, Roll]:
+    return {roll.key: roll for roll in of_kind(Roll, stages_of(config))}
 
 
 def test_collecting_is_rises_protocol() -> None:
-    overrides = ["rollout.turns=4", "rollout.window=2", "rollout.candidates=8"]
-    plan = collect_plan(_config(*overrides, "rollout.stop_on_success=false"), 3)
-    assert (plan.iteration, plan.phase, plan.turns, plan.window) == (3, Phase.COLLECT, 4, 2)
-    assert (plan.candidates, plan.first_state_only, plan.stop_on_success) == (8, False, False)
-    distill = ["relabel.strategy=distill", "teacher={kind: reference}"]
-    assert collect_plan(_config(*distill), 1).candidates == 0
+    rise = "recipe={name: rise, turns: 4, window: 2, candidates: 8, stop_on_success: false}"
+    config = _config(rise, "iterations=3")
+    plan = roll_plan(config, _rolls(config)["iteration-3/collect"], 0)
+    assert (plan.place, plan.seed) == (Place("iteration", 3, "collect"), config.seed)
+    assert (plan.turns, plan.window, plan.candidates) == (4, 2, 8)
+    assert (plan.first_state_only, plan.stop_on_success, plan.last_feedback) == (False,) * 3
+    taught = _config("recipe={name: rise, teacher: {kind: reference}}")
+    assert roll_plan(taught, _rolls(taught)["iteration-1/collect"], 0).candidates == 0
+    teacher = teacher_of(stages_of(taught))
+    assert teacher is not None
+    assert teacher.kind == "reference"
+    assert teacher_of(stages_of(config)) is None
 
 
-def test_the_control_samples_as_many_independent_first_answers_as_it_is_given() -> None:
-    plan = control_plan(_config(), 2, responses=12)
-    assert 1 + plan.candidates == 12
-    assert (plan.turns, plan.phase, plan.first_state_only) == (1, Phase.CONTROL, True)
+def test_two_teachers_in_one_run_are_refused() -> None:
+    other = "controls=[{name: rise, track: other, teacher: {kind: openai, model: m}}]"
+    config = _config("recipe={name: rise, teacher: {kind: reference}}", other)
+    with pytest.raises(ConfigError, match="one teacher"):
+        teacher_of(stages_of(config))
+
+
+def test_a_control_samples_as_many_independent_first_answers_as_its_budget_allows() -> None:
+    config = _config(CONTROL)
+    roll = _rolls(config)["rejection_sampling-2/collect"]
+    assert roll.like == "iteration"
+    plan = roll_plan(config, roll, 11)
+    assert (plan.turns, plan.candidates, plan.first_state_only) == (1, 11, True)
+    assert plan.seed != config.seed  # draws of its own
+    own = _config("controls=[{name: rejection_sampling, samples: 5, layout: chat}]")
+    plan = roll_plan(own, _rolls(own)["rejection_sampling-1/collect"], 11)
+    assert (plan.candidates, plan.last_feedback) == (4, True)
 
 
 def test_an_evaluation_is_never_stopped_by_a_right_answer() -> None:
     overrides: list[Any] = ["evaluation.turns=3", "evaluation.parallel=7", "evaluation.window=2"]
-    sampling = "evaluation.sampling.temperature=0.7"
-    plan = eval_plan(_config(*overrides, sampling, "rollout.stop_on_success=true"), 1, Phase.EVAL)
+    overrides += ["evaluation.sampling.temperature=0.7", "recipe={name: rise}"]
+    plan = eval_plan(_config(*overrides), Place("iteration", 1, "eval"))
     assert not plan.stop_on_success
     assert (plan.turns, plan.candidates, plan.window) == (3, 7, 2)
     assert plan.first_state_only
     assert plan.sampling.temperature == 0.7
 
 
-def test_every_stage_that_rolls_has_the_phase_its_episodes_are_kept_in() -> None:
-    assert rollout_phases(_config("iterations=1")) == {
-        "iteration-1/collect": (1, Phase.COLLECT),
-        "base/eval": (0, Phase.EVAL),
-        "iteration-1/eval": (1, Phase.EVAL),
-    }
-    controlled = rollout_phases(_config("iterations=1", "control.enabled=true"))
-    assert controlled["control-1/collect"] == (1, Phase.CONTROL)
-    assert controlled["control/eval"] == (1, Phase.CONTROL_EVAL)
-
-
-def test_a_stages_name_leads_back_to_its_phase() -> None:
-    for phase in (Phase.COLLECT, Phase.CONTROL):
-        assert phase_of(stage_name(phase, 3)) is phase
+def test_every_stage_that_rolls_has_its_place_and_the_weights_that_sample_there() -> None:
+    stages = stages_of(_config("iterations=2", CONTROL))
+    places = rolled_places(stages)
+    assert places["base/eval"] == Place("iteration", 0, "eval")
+    assert places["iteration-2/collect"] == Place("iteration", 2, "collect")
+    assert places["rejection_sampling-2/eval"] == Place("rejection_sampling", 2, "eval")
+    weights = sampling_weights(stages)
+    assert weights[Place("iteration", 1, "collect")] == Weights("iteration", 0)
+    assert weights[Place("rejection_sampling", 1, "collect")] == Weights("iteration", 0)
+    assert weights[Place("rejection_sampling", 2, "collect")] == Weights("rejection_sampling", 1)

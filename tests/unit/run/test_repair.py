@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import ModelError, StoreError, SyncError
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.models.locate import locate_model
 from rise_ray.report.tracking import read_metrics
 from rise_ray.run.journal import Run
@@ -46,7 +46,7 @@ def _reopen(run: Run) -> Run:
 
 def _read_trajectories(run: Run) -> object:
     sealed = run.stages["iteration-1/collect"]["parts_sha256"]
-    return list(run.trajectories.read(1, Phase.COLLECT, sealed))
+    return list(run.trajectories.read(Place("iteration", 1, "collect"), sealed))
 
 
 def _train(run: Run) -> object:
@@ -164,7 +164,7 @@ def test_deleting_a_damaged_part_and_going_on_gives_the_same_data(run: Run) -> N
     _cut(f"{COLLECTED}/part-*")(run)
     _lost(f"{COLLECTED}/part-*")(run)  # what the error says to do
     repair(run)
-    hand_made.roll(run, "iteration-1/collect", 1, Phase.COLLECT)
+    hand_made.roll(run, "iteration-1/collect", Place("iteration", 1, "collect"))
     assert _read_trajectories(run) == before
     assert is_whole(run)
 
@@ -176,7 +176,9 @@ def test_deleting_a_damaged_examples_folder_and_going_on_gives_the_same_data(run
         repair(run)
     _lost(EXAMPLES)(run)
     repair(run)
-    hand_made.relabel(run, "iteration-1", list(run.trajectories.read(1, Phase.COLLECT)))
+    hand_made.relabel(
+        run, "iteration-1", list(run.trajectories.read(Place("iteration", 1, "collect")))
+    )
     assert read_manifest(run.folder / EXAMPLES) == before
 
 
@@ -211,7 +213,7 @@ def test_records_that_a_crash_took_come_back_alone(run: Run) -> None:
     lines = run.folder.read("metrics.jsonl").splitlines(keepends=True)
     run.folder.write("metrics.jsonl", b"".join(lines[:-2]))
     (said,) = repair(run)
-    assert "control/eval, run/report" in said
+    assert "rejection_sampling-2/eval, run/report" in said
     assert len(read_metrics(run.folder)) == len(lines)
 
 

@@ -9,11 +9,14 @@ from tempfile import TemporaryDirectory
 
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
-from rise_ray.mdp import Phase, Trajectory, derive_seed, trajectory_id
+from rise_ray.mdp import Place, Trajectory, derive_seed, trajectory_id
 from rise_ray.relabel.examples import relabel_all
+from rise_ray.relabel.rule import RuleContext
 from rise_ray.report.tracking import new_record, write_metrics
 from rise_ray.run.journal import REPORT, Run
-from rise_ray.run.plans import rollout_phases
+from rise_ray.run.plans import of_kind, rolled_places
+from rise_ray.run.specs import Rows
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.commit import Committer
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
@@ -28,7 +31,7 @@ WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(8)  # a safetenso
 def config_of(storage: str, *overrides: str) -> RunConfig:
     text = (
         f"{{name: demo, storage: '{storage}', iterations: 2, task: {{name: countdown}}, "
-        "model: {path: some/model}, control: {enabled: true}}"
+        "model: {path: some/model}, controls: [{name: rejection_sampling}]}"
     )
     return parse_config(text, list(overrides), source="test")
 
@@ -36,11 +39,11 @@ def config_of(storage: str, *overrides: str) -> RunConfig:
 def make_run(storage: str) -> Run:
     """Five problems, two iterations on pooled data, the control."""
     run = Run(config_of(storage), resume=False)
-    for key, (iteration, phase) in rollout_phases(run.config).items():
+    for key, place in rolled_places(stages_of(run.config)).items():
         if key.endswith("/collect"):
-            _iteration(run, key.removesuffix("/collect"), iteration, phase)
+            _iteration(run, place)
         else:
-            roll(run, key, iteration, phase)
+            roll(run, key, place)
     run.folder.write(REPORT, b"<html>")
     run.stage("run/report", lambda: {"comparisons": [], "seconds": 1.0})
     records = [new_record(*key.split("/"), result) for key, result in run.stages.items()]
@@ -48,36 +51,42 @@ def make_run(storage: str) -> Run:
     return run
 
 
-def episodes(iteration: int, phase: Phase, problems: int = PROBLEMS) -> list[Trajectory]:
+def episodes(place: Place, problems: int = PROBLEMS) -> list[Trajectory]:
     """Two turns on each problem, with two candidates at both."""
     return [
-        _placed(rolled("3 | 7 4", f"{n} | 7 7", phase=phase, problem=f"p{n}"), iteration)
+        _placed(rolled("3 | 7 4", f"{n} | 7 7", place=place, problem=f"p{n}"))
         for n in range(problems)
     ]
 
 
-def roll(run: Run, key: str, iteration: int, phase: Phase) -> None:
+def roll(run: Run, key: str, place: Place) -> None:
     """A rollout stage: store what is missing, seal, journal."""
-    stored = run.trajectories.ids(iteration, phase)
-    with Committer(run.trajectories, iteration, phase) as committer:
-        for trajectory in episodes(iteration, phase):
+    stored = run.trajectories.ids(place)
+    with Committer(run.trajectories, place) as committer:
+        for trajectory in episodes(place):
             if trajectory.id not in stored:
                 committer.add(trajectory)
-    sealed = run.trajectories.seal(iteration, phase)
+    sealed = run.trajectories.seal(place)
     run.stage(key, lambda: {"parts_sha256": sealed, "trajectories": PROBLEMS, "seconds": 1.0})
 
 
 def relabel(run: Run, stage: str, trajectories: Sequence[Trajectory]) -> None:
     """A relabel stage."""
     seed = derive_seed(run.config.seed, "relabel", stage)
-    examples = relabel_all(trajectories, run.config.relabel, 100, seed).examples
+    (rule,) = {s.rule for s in of_kind(Rows, stages_of(run.config)) if s.place.stage == stage}
+    examples = relabel_all(trajectories, rule, 100, RuleContext(seed)).examples
     write_example_parts(run.folder / "examples" / stage, examples, seed)
     run.stage(f"{stage}/relabel", lambda: {"examples": len(examples), "seconds": 1.0})
 
 
-def _iteration(run: Run, stage: str, iteration: int, phase: Phase) -> None:
-    roll(run, f"{stage}/collect", iteration, phase)
-    pooled = [t for i in range(1, iteration + 1) for t in run.trajectories.read(i, phase)]
+def _iteration(run: Run, place: Place) -> None:
+    stage = place.stage
+    roll(run, str(place), place)
+    pooled = [
+        trajectory
+        for iteration in range(1, place.iteration + 1)
+        for trajectory in run.trajectories.read(replace(place, iteration=iteration))
+    ]
     relabel(run, stage, pooled)
     with TemporaryDirectory() as path:
         (Path(path) / "config.json").write_text("{}")
@@ -87,16 +96,16 @@ def _iteration(run: Run, stage: str, iteration: int, phase: Phase) -> None:
     run.stage(f"{stage}/train", lambda: {"seconds": 1.0})
 
 
-def _placed(trajectory: Trajectory, iteration: int) -> Trajectory:
-    """In an iteration, sampled by the weights of the one before it."""
-    problem, phase = trajectory.problem.id, trajectory.phase
+def _placed(trajectory: Trajectory) -> Trajectory:
+    """Sampled by the weights of the iteration before its own."""
+    version = max(0, trajectory.place.iteration - 1)
     turns = tuple(
         replace(
             turn,
-            attempt=replace(turn.attempt, weight_version=iteration - 1),
-            candidates=tuple(replace(c, weight_version=iteration - 1) for c in turn.candidates),
+            attempt=replace(turn.attempt, weight_version=version),
+            candidates=tuple(replace(c, weight_version=version) for c in turn.candidates),
         )
         for turn in trajectory.turns
     )
-    name = trajectory_id("demo", iteration, phase, problem, 0)
-    return replace(trajectory, id=name, run="demo", iteration=iteration, turns=turns)
+    name = trajectory_id("demo", trajectory.place, trajectory.problem.id, 0)
+    return replace(trajectory, id=name, run="demo", turns=turns)

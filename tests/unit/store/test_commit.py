@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.mdp import Phase, Trajectory
+from rise_ray.mdp import Place, Trajectory
 from rise_ray.store import commit
 from rise_ray.store.commit import Committer
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore
 from tests.unit.evaluate.builders import trajectory
 
-PHASE = (1, Phase.COLLECT)
+PLACE = Place("iteration", 1, "collect")
 
 
 def _one(number: int) -> Trajectory:
@@ -32,11 +32,11 @@ class SlowStore(TrajectoryStore):
         self.writing = threading.Semaphore(0)
         self.let_through = threading.Semaphore(0)
 
-    def write_table(self, iteration: int, phase: Phase, table: pa.Table) -> str:
+    def write_table(self, place: Place, table: pa.Table) -> str:
         self.sizes.append(table.num_rows)
         self.writing.release()
         assert self.let_through.acquire(timeout=60)
-        return super().write_table(iteration, phase, table)
+        return super().write_table(place, table)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def slow(tmp_path: Path) -> SlowStore:
 
 
 def test_what_arrives_during_a_write_is_the_next_part(slow: SlowStore) -> None:
-    with Committer(slow, *PHASE) as committer:
+    with Committer(slow, PLACE) as committer:
         committer.add(_one(0))
         assert slow.writing.acquire(timeout=60)
         for number in range(1, 6):
@@ -53,20 +53,20 @@ def test_what_arrives_during_a_write_is_the_next_part(slow: SlowStore) -> None:
         for _ in range(2):
             slow.let_through.release()
     assert slow.sizes == [1, 5]
-    assert len(slow.ids(*PHASE)) == 6
+    assert len(slow.ids(PLACE)) == 6
 
 
 def test_small_parts_become_whole_ones_as_they_come(tmp_path: Path) -> None:
     store = TrajectoryStore(Folder(str(tmp_path)))
-    with Committer(store, *PHASE) as committer:
+    with Committer(store, PLACE) as committer:
         for number in range(2 * PART_ROWS):
             committer.add(_one(number))
-    assert len(store.ids(*PHASE)) == 2 * PART_ROWS
-    assert len(store.parts(*PHASE)) <= PART_ROWS  # not one for each commit
+    assert len(store.ids(PLACE)) == 2 * PART_ROWS
+    assert len(store.parts(PLACE)) <= PART_ROWS  # not one for each commit
 
 
 def _commit(store: TrajectoryStore, count: int, then: BaseException | None = None) -> None:
-    with Committer(store, *PHASE) as committer:
+    with Committer(store, PLACE) as committer:
         for number in range(count):
             committer.add(_one(number))
         if then is not None:
@@ -78,7 +78,7 @@ def test_an_end_by_an_error_stores_what_was_added(tmp_path: Path, end: type[Base
     store = TrajectoryStore(Folder(str(tmp_path)))
     with pytest.raises(end):
         _commit(store, 5, then=end())
-    assert len(store.ids(*PHASE)) == 5
+    assert len(store.ids(PLACE)) == 5
 
 
 @pytest.mark.parametrize("count", [1, 1000])  # the block ends before the write has failed, or not

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import DataError, StoreError, TrainError
-from rise_ray.mdp import Example, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import (
     EXAMPLE_SCHEMA,
     EXAMPLES_PER_PART,
@@ -31,7 +31,7 @@ def example(number: int = 0, tokens: int = 6, *spans: Span) -> Example:
         rule="better",
         trajectory_id=f"run/iteration=1/collect/p{number}/0",
         problem_id=f"p{number}",
-        iteration=1,
+        place=Place("iteration", 1, "collect"),
         turn=2,
         candidate=3,
         reward=1.0,

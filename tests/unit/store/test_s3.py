@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.errors import StoreError
-from rise_ray.mdp import Phase
+from rise_ray.mdp import Place
 from rise_ray.models.locate import locate_model
 from rise_ray.run.journal import Run
 from rise_ray.run.lineage import example_lineage, open_run, training_rows
@@ -29,9 +29,9 @@ def test_a_run_folder_on_s3_is_whole_and_goes_on(run: Run) -> None:
     reopened = Run(run.config, resume=True)
     assert is_whole(reopened)
     assert repair(reopened) == []
-    for iteration, phase in ((1, Phase.COLLECT), (2, Phase.CONTROL)):
-        stored = sorted(run.trajectories.read(iteration, phase), key=lambda t: t.id)
-        assert stored == hand_made.episodes(iteration, phase)
+    for place in (Place("iteration", 1, "collect"), Place("rejection_sampling", 2, "collect")):
+        stored = sorted(run.trajectories.read(place), key=lambda t: t.id)
+        assert stored == hand_made.episodes(place)
     folder = run.folder / "examples" / "iteration-2"
     manifest = read_manifest(folder)
     (lengths,) = read_lengths(folder, manifest)
@@ -50,12 +50,12 @@ def test_a_checkpoint_on_s3_is_copied_to_the_node_that_loads_it(
 
 def test_a_lost_object_is_found_and_its_stage_done_again(run: Run) -> None:
     sealed = run.stages["iteration-2/collect"]["parts_sha256"]
-    (part,) = run.trajectories.parts(2, Phase.COLLECT)
-    run.trajectories.phase(2, Phase.COLLECT).remove(part)
+    (part,) = run.trajectories.parts(Place("iteration", 2, "collect"))
+    run.trajectories.folder_of(Place("iteration", 2, "collect")).remove(part)
     with pytest.raises(StoreError, match="its 0 parts are not those"):
-        list(run.trajectories.read(2, Phase.COLLECT, sealed))
+        list(run.trajectories.read(Place("iteration", 2, "collect"), sealed))
     assert [line.split(":")[0] for line in repair(run)] == ["iteration-2/collect"]
-    hand_made.roll(run, "iteration-2/collect", 2, Phase.COLLECT)
+    hand_made.roll(run, "iteration-2/collect", Place("iteration", 2, "collect"))
     assert run.stages["iteration-2/collect"]["parts_sha256"] == sealed
     assert is_whole(Run(run.config, resume=True))
 

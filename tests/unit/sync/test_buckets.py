@@ -59,6 +59,13 @@ def test_a_plan_holds_each_tensor_once_in_order_within_the_limit(
         assert sum(t.padded_nbytes for t in (*left, right[0])) > bucket_bytes
 
 
+def test_the_number_of_buckets_is_that_of_the_bytes_whatever_the_tensors() -> None:
+    """One call an engine fetches a bucket: a model of many tensors costs no more of them."""
+    few = [TensorSpec(f"few.{i}", "float32", (2**12, 2**8)) for i in range(16)]
+    many = [TensorSpec(f"many.{i}", "float32", (2**10,)) for i in range(16 * 2**10)]
+    assert len(plan_buckets(few, 2**24)) == len(plan_buckets(many, 2**24)) == 4
+
+
 @given(tensor_lists, st.integers(64, 2000))
 def test_buckets_reassemble_to_the_same_bytes_and_satisfy_the_ledger(
     tensors: tuple[TensorSpec, ...], bucket_bytes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ from rise_ray.errors import SyncError
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
     ParityReference,
+    ParityReport,
+    Probed,
+    check_moved,
     check_parity,
     default_tolerance,
+    drift_record,
     parity_sequences,
 )
 
@@ -91,9 +96,72 @@ def test_a_malformed_reference_is_refused(text: str) -> None:
         ParityReference.from_json(text, "parity.json")
 
 
-def test_probe_sequences_are_different_scorable_and_short() -> None:
-    ids = [[1], [1, 2], [1, 2], [], list(range(10)), [7, 8], [9, 9]]
-    assert parity_sequences(ids, count=3, max_tokens=4) == ((1, 2), (0, 1, 2, 3), (7, 8))
+def test_probe_sequences_are_different_and_hold_a_response_after_the_longest_prompt() -> None:
+    long, short, response = tuple(range(1000)), (1, 2), (7, 8, 9)
+    chats = [(long, response), (short, response), (short, response), (short, long), (long, long)]
+    found = parity_sequences(chats, max_model_len=2048, count=3)
+    assert found == ((*long[-128:], *response), (*short, *response), (*short, *long[:254]))
+    for ids in parity_sequences(chats, max_model_len=16):  # the engine has to generate one more
+        assert len(ids) <= 15
+        assert set(ids) & {*response, *long[:8]}
+
+
+def probe(version: int, trainer: list[float], engine: list[float], ids: int = 0) -> Probed:
+    """Of one sequence."""
+    sequence = tuple(range(ids, ids + len(trainer) + 1))
+    return Probed(version, ParityReference((sequence,), (tuple(trainer),)), (tuple(engine),))
+
+
+TOKENS = 200
+
+
+@pytest.mark.parametrize("update", [0.0, 0.001, 0.01, 0.02, 0.03, 0.05, 0.2])
+def test_an_engine_with_the_new_weights_passes_after_any_update_however_it_rounds(
+    update: float,
+) -> None:
+    """Trainer and engine err independently of each other and of the version, as in bfloat16."""
+    rng = random.Random(0)
+    for _ in range(100):
+        old = [rng.uniform(-5, 0) for _ in range(TOKENS)]
+        new = [value + rng.gauss(0, update) for value in old]
+        trainer_old, engine_old, trainer_new, engine_new = (
+            [value + rng.gauss(0, 0.01) for value in true] for true in (old, old, new, new)
+        )
+        check_moved(probe(3, trainer_old, engine_old), probe(4, trainer_new, engine_new), "w")
+
+
+@pytest.mark.parametrize("update", [0.1, 0.04])  # in the mean below bfloat16's tolerance, too
+def test_an_engine_that_kept_the_old_weights_is_named_whatever_the_tolerance(update: float) -> None:
+    rng = random.Random(0)
+    old = [rng.uniform(-5, 0) for _ in range(TOKENS)]
+    new = [value + rng.gauss(0, update) for value in old]
+    answers = [value + rng.gauss(0, 0.01) for value in old]
+    before, stale = probe(3, old, answers), probe(4, new, answers)
+    check_parity(stale.reference, stale.got, update, "rollout-1", 4)
+    with pytest.raises(SyncError, match=r"^engine rollout-1 does not hold weight version 4: it "):
+        check_moved(before, stale, "rollout-1")
+    back = [value + rng.gauss(0, 0.01) for value in old]  # a restart: the same weights once more
+    with pytest.raises(SyncError, match=r"like version 3 .* gone -?0\.0\d of the way"):
+        check_moved(before, probe(4, new, back), "rollout-1")
+
+
+def test_versions_that_answer_alike_are_not_told_apart() -> None:
+    rng = random.Random(0)
+    old = [rng.uniform(-5, 0) for _ in range(TOKENS)]
+    answers = [value + rng.gauss(0, 0.01) for value in old]
+    new = [value + rng.gauss(0, 0.005) for value in old]  # a tiny learning rate
+    check_moved(probe(3, old, answers), probe(4, new, answers), "w")
+    check_moved(probe(3, old, old), probe(4, old, old), "w")  # none at all, and exact arithmetic
+
+
+def test_references_without_a_common_sequence_are_refused() -> None:
+    with pytest.raises(SyncError, match="versions 3 and 4 have no sequence in common"):
+        check_moved(probe(3, [-1.0], [-1.0]), probe(4, [-1.0], [-1.0], ids=50), "w")
+
+
+def test_drift_is_logged_over_engines() -> None:
+    reports = [ParityReport(0.01, 0.2, 3), ParityReport(0.03, 0.1, 3)]
+    assert drift_record(reports) == {"mean": pytest.approx(0.02), "max": 0.2, "engines": 2}
 
 
 def test_tolerances_are_the_documented_ones() -> None:

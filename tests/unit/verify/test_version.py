@@ -40,7 +40,10 @@ def test_another_version_of_a_library_is_another_version(monkeypatch, library):
 @pytest.mark.parametrize(
     ("task", "module"),
     [
-        *((Gsm8k, f"rise_ray.tasks.{name}") for name in ("answers", "loud", "boxed", "gsm8k")),
+        *(
+            (Gsm8k, f"rise_ray.tasks.{name}")
+            for name in ("answers", "strict_math_verify", "boxed", "gsm8k")
+        ),
         (Countdown, "rise_ray.tasks.arithmetic"),
     ],
 )

@@ -6,9 +6,9 @@ import pytest
 import sympy
 
 from rise_ray.mdp import Outcome
-from rise_ray.tasks import loud
+from rise_ray.tasks import strict_math_verify
 from rise_ray.tasks.answers import judge_answer
-from rise_ray.tasks.loud import grader, parser
+from rise_ray.tasks.strict_math_verify import grader, parser
 
 FAILURES = [MemoryError, RecursionError, NotImplementedError, IndexError]
 
@@ -97,5 +97,5 @@ def test_no_mathematics_and_another_kind_are_incorrect(reference, answer):
 def test_math_verify_itself_is_left_as_it_is():
     import math_verify
 
-    assert loud.grader.verify is not math_verify.verify
+    assert strict_math_verify.grader.verify is not math_verify.verify
     assert math_verify.parser.latex2sympy is not parser.latex2sympy

@@ -1,6 +1,7 @@
-"""math-verify and its LaTeX reader, loaded so that a check that fails is heard.
+"""math-verify and its LaTeX reader, loaded so that a check that fails raises.
 
-Both answer any exception with "not equal" or "no value" (`except Exception: pass`). That is right
+Its own `raise_on_error` reaches the outermost of its handlers only, and some twenty lie inside.
+These answer any exception with "not equal" or "no value" (`except Exception: pass`). That is right
 where the exception is the answer: the text is no mathematics, or the two values are of kinds that
 cannot be equal. But a check that ran out of memory or stack, that sympy has no method for, or that
 met a bug has not checked the answer, and no such check may turn into "incorrect". So here these
@@ -37,7 +38,7 @@ NO_VALUE = (ValueError, ZeroDivisionError)
 _CHECK = "_raise_unless_an_answer"
 
 
-class _LoudLoader(SourceFileLoader):
+class _StrictLoader(SourceFileLoader):
     """Has every handler of any exception raise it again, unless it is one of `answers`."""
 
     def __init__(self, name: str, path: str, answers: tuple[type[Exception], ...]) -> None:
@@ -49,7 +50,7 @@ class _LoudLoader(SourceFileLoader):
         path = self.get_filename(fullname)
         tree = ast.parse(self.get_data(path), path)
         for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler) and _hears_all(node):
+            if isinstance(node, ast.ExceptHandler) and _catches_all(node):
                 node.body[:0] = ast.parse(f"{_CHECK}()").body
         return self.source_to_code(tree, path)
 
@@ -64,7 +65,7 @@ class _LoudLoader(SourceFileLoader):
             raise
 
 
-def _hears_all(handler: ast.ExceptHandler) -> bool:
+def _catches_all(handler: ast.ExceptHandler) -> bool:
     return handler.type is None or (
         isinstance(handler.type, ast.Name) and handler.type.id in ("Exception", "BaseException")
     )
@@ -74,7 +75,7 @@ def _load(name: str, answers: tuple[type[Exception], ...]) -> ModuleType:
     found = importlib.util.find_spec(name)
     assert found is not None
     assert found.origin is not None
-    loader = _LoudLoader(name, found.origin, answers)
+    loader = _StrictLoader(name, found.origin, answers)
     spec = importlib.util.spec_from_file_location(name, found.origin, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,80 @@
+"""A recipe in a config: its name picks the class, whose settings the other keys are.
+
+    recipe: {name: rise, turns: 5, candidates: 8}
+    controls: [{name: rejection_sampling, answers: 4}, {name: "my.module:Mine", track: mine}]
+
+The core imports no recipe: it finds them by name, the user's own by import path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from rise_ray.config.base import Settings
+
+DEFAULT = "rise"
+BUILT_IN = {
+    "rise": "rise_ray.recipes.rise:Rise",
+    "rejection_sampling": "rise_ray.recipes.rejection_sampling:RejectionSampling",
+}
+
+
+class RecipeConfig(Settings):
+    """What every recipe has; a recipe adds its own settings, and `execute(track)`."""
+
+    name: str
+    """Of a recipe in `rise_ray/recipes/`, or the import path of your own."""
+    track: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
+    """Of a control: the name of its line of weights; null: the recipe's name."""
+
+
+def recipe_class(name: str) -> type[RecipeConfig]:
+    """The recipe that `name` stands for.
+
+    Raises:
+        ValueError: there is none; says what is allowed.
+    """
+    module_name, colon, class_name = BUILT_IN.get(name, name).partition(":")
+    if not colon:
+        raise ValueError(
+            f"unknown recipe `{name}` (allowed: {', '.join(BUILT_IN)}, or the import path of your "
+            "own as `package.module:Class`)"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except (ImportError, ValueError) as error:  # ValueError: an empty or relative module name
+        raise ValueError(f"`{name}`: `{module_name}` cannot be imported: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, RecipeConfig)):
+        raise ValueError(f"`{name}`: `{module_name}` has no recipe `{class_name}`")
+    if not callable(getattr(found, "execute", None)):
+        raise ValueError(f"`{name}`: `{class_name}` has no method `execute(track)`")
+    return found
+
+
+def load_recipe(settings: Any) -> RecipeConfig:
+    """A recipe from its mapping of settings.
+
+    Raises:
+        ValueError: there is no such recipe, or (pydantic's) a setting is not one of its own.
+    """
+    if isinstance(settings, RecipeConfig):
+        return settings
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+        raise ValueError("a recipe is a mapping with a `name`")
+    return recipe_class(settings["name"]).model_validate(dict(settings))
+
+
+def load_own_recipe(settings: Any) -> RecipeConfig:
+    """The run's own recipe, which is RISE where no name is given."""
+    if isinstance(settings, Mapping):
+        settings = {"name": DEFAULT} | dict(settings)
+    return load_recipe(settings)
+
+
+AnyRecipe = Annotated[SerializeAsAny[RecipeConfig], BeforeValidator(load_recipe)]
+OwnRecipe = Annotated[SerializeAsAny[RecipeConfig], BeforeValidator(load_own_recipe)]

@@ -1,0 +1,66 @@
+"""RISE: Recursive Introspection (arXiv 2407.18219).
+
+The model answers over several turns; at the states it visited an improved response is sampled from
+the model itself (self-distillation) or asked of a teacher (distillation); the model is fine-tuned
+on these by reward-weighted regression; and so on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rise_ray.config.recipe import RecipeConfig
+from rise_ray.config.teacher import NoTeacher, TeacherConfig
+from rise_ray.relabel.rules.improved import Improved
+from rise_ray.relabel.rules.revision import Revision
+from rise_ray.run.specs import Episodes
+from rise_ray.run.tracks import Track
+
+
+class Rise(RecipeConfig):
+    """Settings of RISE."""
+
+    name: Literal["rise"] = "rise"
+    turns: int = Field(default=2, ge=1)
+    """Attempts per trajectory (the paper: 2 in the first iterations, up to 5)."""
+    window: int | None = Field(default=None, ge=1)
+    """Turns a state shows, the current one included; null shows all."""
+    stop_on_success: bool = True
+    """End a trajectory at its first right answer."""
+    candidates: int = Field(default=16, ge=0)
+    """Improved responses sampled at every visited state (RISE's N); unused with a teacher."""
+    feedback: str = "constant"
+    """What is said between turns: `constant` (the paper's), `neutral`, `oracle`, a task's own."""
+    teacher: TeacherConfig = NoTeacher()
+    """Who improves: nobody else (self-distillation), or a teacher (distillation)."""
+    rule: Annotated[Improved | Revision, Field(discriminator="name")] = Improved()
+    """Which improved responses are trained on, with what weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rise:
+        if self.teacher.kind == "none" and not self.candidates:
+            raise ValueError("without a `teacher` RISE needs `candidates` >= 1")
+        if self.teacher.kind != "none" and isinstance(self.rule, Revision):
+            raise ValueError("`rule: revision` chooses among candidates: it takes no `teacher`")
+        return self
+
+    def execute(self, track: Track) -> None:
+        """One iteration after the other."""
+        base = policy = track.base()
+        for at in track.iterations():
+            tried = at.roll("collect", policy, self._episodes())
+            improved = at.rows(self.rule, tried)
+            policy = at.train(improved, start=track.start(base, policy))
+            at.evaluate(policy)
+
+    def _episodes(self) -> Episodes:
+        return Episodes(
+            turns=self.turns,
+            window=self.window,
+            stop_on_success=self.stop_on_success,
+            candidates=self.candidates if self.teacher.kind == "none" else 0,
+            feedback=self.feedback,
+            teacher=self.teacher,
+        )

@@ -1,0 +1,86 @@
+"""What a rule is: a pure function of one trajectory and its own settings to weighted rows.
+
+A rule is a frozen group of settings with a method `rows`, so it can be configured, compared, sent
+to other processes and named in every row's provenance. It draws from `RuleContext.draw` only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rise_ray.mdp import Attempt, Span, Trajectory, derive_seed, state_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tokens with weighted spans, named by the response that the last span trains on.
+
+    `turn` and `candidate` (-1: the attempt itself) say which response of the trajectory that is;
+    `rule` says why it was taken.
+    """
+
+    rule: str
+    turn: int
+    candidate: int
+    reward: float
+    input_ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleContext:
+    """What a rule may know beside its trajectory. `seed` is of its draws."""
+
+    seed: int
+
+    def draw(self, trajectory: Trajectory) -> random.Random:
+        """The trajectory's own draws: the same for every order and division of the data."""
+        return random.Random(derive_seed(self.seed, trajectory.id))
+
+
+class Rule(Protocol):
+    """Which responses of a trajectory are trained on, and with what weights."""
+
+    @property
+    def name(self) -> str:
+        """The rule's name in configs."""
+        ...
+
+    @property
+    def drop_duplicates(self) -> bool:
+        """Whether one of several rows with the same tokens is enough."""
+        ...
+
+    def rows(
+        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
+    ) -> Iterator[Row]:
+        """The rows of a trajectory that did not end as `error`.
+
+        `dropped` counts the responses that become none, by reason.
+        """
+        ...
+
+
+def response_at(trajectory: Trajectory, turn: int, candidate: int) -> Attempt:
+    """A response of a trajectory; `candidate` -1 is the attempt itself."""
+    at = trajectory.turns[turn]
+    return at.attempt if candidate < 0 else at.candidates[candidate]
+
+
+def response_row(
+    trajectory: Trajectory, turn: int, candidate: int, *, rule: str, reward: float, weight: float
+) -> Row:
+    """One response in the state of its turn, all of it weighted alike."""
+    state = state_ids(trajectory.prompt_ids, trajectory.turns, turn, trajectory.window)
+    ids = (*state, *response_at(trajectory, turn, candidate).token_ids)
+    return Row(rule, turn, candidate, reward, ids, (Span(len(state), len(ids), weight),))
+
+
+def shown_attempts(trajectory: Trajectory, turn: int) -> Sequence[Attempt]:
+    """The attempts that the state of `turn` holds."""
+    first = 0 if trajectory.window is None else max(0, turn - (trajectory.window - 1))
+    return [t.attempt for t in trajectory.turns[first:turn]]

@@ -1,0 +1,92 @@
+"""A rule that teaches checking beside improving: right answers, and wrong ones that know it.
+
+At every visited state one right candidate, and, while nothing right has been said, one new wrong
+one that does not claim to be correct.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from rise_ray.mdp import Attempt, Outcome, Trajectory
+from rise_ray.relabel.rewards import reward_of
+from rise_ray.relabel.rule import Row, RuleContext, response_row, shown_attempts
+from rise_ray.relabel.rules.weighted import WeightedByReward
+
+_WRONG = (Outcome.INCORRECT, Outcome.UNPARSEABLE)
+
+
+class Revision(WeightedByReward):
+    """For every visited state: one right candidate, and one new wrong one before any success.
+
+    The right one: where the attempt before was right, a copy of it if there is one; else one
+    whose own verdict says so; else the first. The wrong one only where no attempt that the
+    state shows is right: its answer is none of those already shown, and it does not claim to
+    be correct.
+    """
+
+    name: Literal["revision"] = "revision"
+    wrong_weight: float = Field(default=1.5, ge=0)
+    """Factor on the weight of a state's one new wrong response."""
+
+    def rows(
+        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
+    ) -> Iterator[Row]:
+        """See `rise_ray.relabel.rule.Rule`."""
+        for turn in range(len(trajectory.turns)):
+            for candidate, rule, factor in self._choose(trajectory, turn, dropped):
+                response = trajectory.turns[turn].candidates[candidate]
+                reward = reward_of(response, self.unparseable_reward)
+                assert reward is not None  # only such are chosen
+                weight = self.weight(trajectory, turn, response, reward, dropped)
+                if weight is not None:
+                    yield response_row(
+                        trajectory,
+                        turn,
+                        candidate,
+                        rule=rule,
+                        reward=reward,
+                        weight=factor * weight,
+                    )
+
+    def _choose(
+        self, trajectory: Trajectory, turn: int, dropped: Counter[str]
+    ) -> Iterator[tuple[int, str, float]]:
+        """Candidates of a state: number, why it was taken, factor on its weight."""
+        candidates = list(enumerate(trajectory.turns[turn].candidates))
+        usable = [(n, c) for n, c in candidates if reward_of(c, 0.0) is not None]
+        if len(usable) < len(candidates):
+            dropped["no_reward"] += len(candidates) - len(usable)
+        shown = shown_attempts(trajectory, turn)
+        right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]
+        if right:
+            yield _preferred(right, shown), "revision_right", 1.0
+        if all(a.verdict.outcome in _WRONG for a in shown):
+            said = {a.verdict.answer for a in shown}
+            new = [n for n, c in usable if _is_new_wrong(c, said)]
+            if new:
+                yield new[0], "revision_wrong", self.wrong_weight
+
+
+def _preferred(right: list[tuple[int, Attempt]], shown: Sequence[Attempt]) -> int:
+    before = shown[-1] if shown and shown[-1].verdict.outcome is Outcome.CORRECT else None
+
+    def preference(item: tuple[int, Attempt]) -> tuple[bool, bool, int]:
+        number, candidate = item
+        copies = before is not None and candidate.token_ids == before.token_ids
+        return not copies, candidate.verdict.claims_correct is not True, number
+
+    return min(right, key=preference)[0]
+
+
+def _is_new_wrong(candidate: Attempt, said: set[str | None]) -> bool:
+    verdict = candidate.verdict
+    return (
+        verdict.outcome is Outcome.INCORRECT
+        and verdict.claims_correct is not True
+        and verdict.answer not in said
+    )

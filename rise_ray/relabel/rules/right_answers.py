@@ -1,0 +1,92 @@
+"""Rejection sampling: right answers to the bare problem, each with weight 1.
+
+The strongest simple thing that RISE is compared with (and its "boost" where the base is weak).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from rise_ray.config.base import Settings
+from rise_ray.mdp import FinishReason, Span, Trajectory
+from rise_ray.relabel.rewards import is_degenerate, reward_of
+from rise_ray.relabel.rule import Row, RuleContext, response_at, response_row
+
+_RULE = "rejection_sampling"
+
+
+class RightAnswers(Settings):
+    """At most `answers` different right answers of a problem.
+
+    Those that say of themselves that they are right come first, the others in a seeded order.
+    """
+
+    name: Literal["right_answers"] = "right_answers"
+    answers: int | None = Field(default=4, ge=1)
+    """Most of one problem, different in their tokens; null: all."""
+    layout: Literal["single", "chat"] = "single"
+    """`single`: a row for each answer. `chat`: one row, a chat of independent answers with the
+    feedback between them and loss on each (needs feedback after a trajectory's last turn)."""
+    drop_degenerate: bool = True
+    """Drop a response with a word more than 150 times or longer than 300 characters."""
+
+    @property
+    def drop_duplicates(self) -> bool:
+        """Equal answers are one; problems that come again in a later iteration give theirs once."""
+        return True
+
+    def rows(
+        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
+    ) -> Iterator[Row]:
+        """See `rise_ray.relabel.rule.Rule`."""
+        chosen = self._choose(trajectory, context, dropped)
+        if self.layout == "chat":
+            if chosen:
+                yield _chat(trajectory, chosen)
+            return
+        for candidate in chosen:
+            yield response_row(trajectory, 0, candidate, rule=_RULE, reward=1.0, weight=1.0)
+
+    def _choose(
+        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
+    ) -> list[int]:
+        right: dict[tuple[int, ...], int] = {}
+        for turn in trajectory.turns[:1]:
+            for candidate, response in enumerate((turn.attempt, *turn.candidates), start=-1):
+                if reward_of(response, 0.0) != 1.0:
+                    continue
+                if self.drop_degenerate and is_degenerate(response.text):
+                    dropped["degenerate"] += 1
+                    continue
+                right.setdefault(response.token_ids, candidate)
+        different = sorted(right.values())
+        context.draw(trajectory).shuffle(different)
+        different.sort(key=lambda n: not response_at(trajectory, 0, n).verdict.claims_correct)
+        if self.answers is not None:
+            dropped["more_right_answers"] += max(0, len(different) - self.answers)
+        return different[: self.answers]
+
+
+def _chat(trajectory: Trajectory, chosen: Sequence[int]) -> Row:
+    ids: list[int] = list(trajectory.prompt_ids)
+    spans = []
+    for number, candidate in enumerate(chosen):
+        if number:
+            ids += _feedback(trajectory)
+        answer = response_at(trajectory, 0, candidate).token_ids
+        spans.append(Span(len(ids), len(ids) + len(answer), 1.0))
+        ids += answer
+    return Row(_RULE, 0, chosen[-1], 1.0, tuple(ids), tuple(spans))
+
+
+def _feedback(trajectory: Trajectory) -> tuple[int, ...]:
+    """What follows an answer that ended by itself, from what followed the attempt."""
+    turn = trajectory.turns[0]
+    assert turn.feedback_ids, f"{trajectory.id}: was rolled without feedback after its last turn"
+    if turn.attempt.finish_reason is FinishReason.LENGTH:
+        return turn.feedback_ids[1:]  # the end of the turn, which such an answer has itself
+    return turn.feedback_ids

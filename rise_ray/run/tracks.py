@@ -1,0 +1,194 @@
+"""The words of a recipe: a run's tracks, and what is done at each iteration of one.
+
+    def execute(self, track: Track) -> None:
+        base = policy = track.base()
+        for at in track.iterations():
+            tried = at.roll("collect", policy, Episodes(turns=5, candidates=8))
+            policy = at.train(at.rows(self.rule, tried), start=track.start(base, policy))
+            at.evaluate(policy)
+
+Each call is one stage. It is handed to whoever executes it as a value and named by what it is, so
+`execute` can be run without doing anything: that is how a run declares its stages beforehand
+(`stages_of`). So what `execute` does may depend on the config, never on what a stage found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+from rise_ray.config.recipe import RecipeConfig
+from rise_ray.config.settings import RunConfig
+from rise_ray.errors import ConfigError
+from rise_ray.evaluate.metrics import EVALUATION
+from rise_ray.mdp import MAIN_TRACK, Place
+from rise_ray.relabel.rule import Rule
+from rise_ray.run.specs import (
+    BASE,
+    Episodes,
+    Evaluate,
+    Report,
+    Roll,
+    Rows,
+    Spec,
+    Train,
+    WarmStart,
+    Weights,
+)
+
+BASE_MODEL = "base"
+
+
+class Executor(Protocol):
+    """Does stages, or only takes note of them."""
+
+    config: RunConfig
+
+    def do(self, spec: Spec) -> None:
+        """One stage; it returns when the stage is done."""
+        ...
+
+
+class Recipe(Protocol):
+    """A method: what it does on a track of its own."""
+
+    def execute(self, track: Track) -> None:
+        """All iterations. The base has been evaluated before."""
+        ...
+
+
+class Track:
+    """A named line of weights.
+
+    Args:
+        executor: of its stages.
+        name: `iteration` for the run's own recipe.
+        like: the track that this one is compared with, and whose budget it has; None: none.
+    """
+
+    def __init__(self, executor: Executor, name: str, like: str | None = None) -> None:
+        self.config = executor.config
+        self.name = name
+        self.like = like
+        self._executor = executor
+
+    def base(self) -> Weights:
+        """The weights that every track starts from."""
+        return BASE
+
+    def start(self, base: Weights, last: Weights) -> Weights:
+        """What an iteration's training starts from, by `start_from`."""
+        return base if self.config.start_from == "base" else last
+
+    def iterations(self) -> Iterator[At]:
+        """Its iterations in order, `iterations` of them."""
+        for iteration in range(1, self.config.iterations + 1):
+            yield At(self, self._executor, iteration)
+
+
+class At:
+    """One iteration of a track."""
+
+    def __init__(self, track: Track, executor: Executor, iteration: int) -> None:
+        self.track = track
+        self.iteration = iteration
+        self._do = executor.do
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no iteration follows."""
+        return self.iteration == self.track.config.iterations
+
+    def roll(self, phase: str, weights: Weights, episodes: Episodes) -> Place:
+        """Roll the iteration's problems with `weights`; the trajectories are stored there."""
+        place = self._place(phase)
+        self._do(Roll(place, weights, episodes, self.track.like))
+        return place
+
+    def rows(self, rule: Rule, *rolled: Place) -> Place:
+        """Weighted rows of what was rolled: in this iteration, or until now (`data: pooled`)."""
+        first = 1 if self.track.config.data == "pooled" else self.iteration
+        sources = tuple(
+            Place(place.track, iteration, place.phase)
+            for place in rolled
+            for iteration in range(first, self.iteration + 1)
+        )
+        place = self._place("relabel")
+        self._do(Rows(place, rule, sources))
+        return place
+
+    def train(
+        self, rows: Place, start: Weights, epochs: float | None = None, equal_tokens: bool = False
+    ) -> Weights:
+        """Fine-tune `start` on rows.
+
+        Args:
+            rows: of `rows`.
+            start: the weights before.
+            epochs: passes over the rows; None: `train.epochs`.
+            equal_tokens: train on as many tokens as the compared track's training instead.
+        """
+        like = self.track.like if equal_tokens else None
+        spec = Train(self._place("train"), rows, start, epochs, like)
+        self._do(spec)
+        return spec.weights
+
+    def evaluate(self, weights: Weights) -> None:
+        """Measure weights on the held-out problems, as the model `<track>-<iteration>`."""
+        place = self._place(EVALUATION)
+        self._do(Evaluate(place.stage, place, weights))
+
+    def _place(self, phase: str) -> Place:
+        return Place(self.track.name, self.iteration, phase)
+
+
+def execute(executor: Executor) -> None:
+    """A whole run: the base, the recipe, its controls beside it, the report."""
+    config = executor.config
+    if config.warm_start:
+        executor.do(WarmStart())
+    base = Place(BASE.track, BASE.iteration, EVALUATION)
+    executor.do(Evaluate(BASE_MODEL, base, BASE))
+    _recipe(config.recipe).execute(Track(executor, MAIN_TRACK))
+    for control in config.controls:
+        _recipe(control).execute(Track(executor, control_track(control), like=MAIN_TRACK))
+    executor.do(Report())
+
+
+def control_track(control: RecipeConfig) -> str:
+    """The name of a control's track."""
+    return control.track or control.name
+
+
+def stages_of(config: RunConfig) -> list[Spec]:
+    """Every stage of a run, in order.
+
+    Raises:
+        ConfigError: two stages of the recipes have the same name.
+    """
+    declared = _Declared(config)
+    execute(declared)
+    return declared.specs
+
+
+class _Declared:
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.specs: list[Spec] = []
+
+    def do(self, spec: Spec) -> None:
+        if any(earlier.key == spec.key for earlier in self.specs):
+            raise ConfigError(
+                f"`recipe`, `controls`: the stage {spec.key} is declared twice; each phase of an "
+                "iteration needs a name of its own"
+            )
+        if isinstance(spec, Roll) and spec.episodes.candidates is None and spec.like is None:
+            raise ConfigError(
+                f"`recipe`: nothing says how many responses {spec.key} samples: on its own, a "
+                "recipe cannot take the budget of another"
+            )
+        self.specs.append(spec)
+
+
+def _recipe(config: RecipeConfig) -> Recipe:
+    return cast(Recipe, config)  # what a config may name was looked at when it was read
