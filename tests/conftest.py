@@ -20,6 +20,7 @@ SHARING = {
     "tests/unit": None,  # a file each
     "tests/system/feedback": "a pool",
     "tests/system/rollout/test_engine.py": "a pool",
+    "tests/system/rollout/test_worker.py": "a pool",
     "tests/system/rollout/test_pool.py": "a pool",
     "tests/system/sync": "engines",
     "tests/system/test_whole_run.py": "a run",
@@ -45,5 +46,6 @@ class Scheduling(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    """Hands out to pytest's processes what they run."""
+    """Hands out to pytest's processes what they run, in the order in which it is collected."""
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
