@@ -24,8 +24,9 @@ from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.buckets import Manifest
 from rise_ray.sync.source import WeightServer
+from tests.system.conftest import MakePool
 from tests.system.processes import losing, named
-from tests.system.rollout.conftest import MakePool, make_specs, on_a_worker
+from tests.system.rollout.conftest import make_specs, on_a_worker
 
 LONG = {"turns": 4, "max_tokens": 96}  # many of these outlast an exchange
 
