@@ -95,7 +95,7 @@ def bootstrap_intervals(
     """
     if not metrics:
         return {}
-    ratios = _resampled(list(metrics.values()), bootstrap, seed)
+    ratios = resampled(list(metrics.values()), bootstrap, seed)
     return {
         name: _interval(values, ratios[:, column])
         for column, (name, values) in enumerate(metrics.items())
@@ -114,9 +114,9 @@ def bootstrap_difference(
         raise ValueError("a paired difference needs the same problems in the same order")
     if a.value is None or b.value is None:
         return Interval(None, None, None)
-    ratios = _resampled([a, b], bootstrap, seed)
+    ratios = resampled([a, b], bootstrap, seed)
     bounded = Scale.AMOUNT not in (a.scale, b.scale)
-    return _percentiles(
+    return percentile_interval(
         a.value - b.value,
         ratios[:, 0] - ratios[:, 1],
         Scale.DIFFERENCE if bounded else Scale.AMOUNT,
@@ -143,7 +143,7 @@ def point_interval(value: float, scale: Scale, n: int) -> Interval:
     return Interval(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
-def _resampled(metrics: list[ProblemValues], bootstrap: int, seed: int) -> Array:
+def resampled(metrics: list[ProblemValues], bootstrap: int, seed: int) -> Array:
     """Metrics of the resamples, [bootstrap, metrics]; NaN where a resample has no case."""
     numerators = np.stack([values.numerator for values in metrics], axis=1)
     denominators = np.stack([values.denominator for values in metrics], axis=1)
@@ -167,10 +167,14 @@ def _draws(n: int, bootstrap: int, rng: np.random.Generator) -> Iterator[Array]:
 def _interval(values: ProblemValues, ratios: Array) -> Interval:
     if values.value is None:
         return Interval(None, None, None)
-    return _percentiles(values.value, ratios, values.scale, values.n)
+    return percentile_interval(values.value, ratios, values.scale, values.n)
 
 
-def _percentiles(value: float, ratios: Array, scale: Scale, n: int) -> Interval:
+def percentile_interval(value: float, ratios: Array, scale: Scale, n: int) -> Interval:
+    """`value` with the 95% percentile interval of its resamples, NaN left out.
+
+    See `bootstrap_intervals`; `n` is the number of problems.
+    """
     known = ratios[~np.isnan(ratios)]
     low, high = np.percentile(known, _PERCENTILES) if known.size else (value, value)
     if high - low < _NO_WIDTH:
