@@ -30,7 +30,14 @@ from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.run.actors import Actors, Taught, given_model
 from rise_ray.run.journal import REPORT, Run
-from rise_ray.run.plans import eval_plan, evaluated_models, iteration_problems, of_kind, roll_plan
+from rise_ray.run.plans import (
+    eval_plan,
+    evaluated_models,
+    evaluation_problems,
+    iteration_problems,
+    of_kind,
+    roll_plan,
+)
 from rise_ray.run.specs import (
     BASE,
     Evaluate,
@@ -155,7 +162,7 @@ class Stages:
     def _evaluate(self, spec: Evaluate) -> Result:
         """Measure weights on the held-out problems by RISE's protocol."""
         protocol = self.config.evaluation
-        problems = self._problems(protocol.split)[: protocol.problems]
+        problems = evaluation_problems(self.config, self._problems(protocol.split))
         weights = self._version(spec.weights)
         plan = eval_plan(self.config, spec.place)
         specs = specs_for(plan, self.task, self._chat(weights), problems, protocol.samples)
