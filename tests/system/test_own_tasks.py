@@ -14,7 +14,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
+from rise_ray.mdp import Place
 from rise_ray.relabel.job import RelabelResult, write_relabeled
+from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.report.console import Console
 from rise_ray.report.tracking import TrackerHandle
@@ -69,6 +71,31 @@ def relabel(folder: Path, deadline_s: float) -> RelabelResult:
         Folder(str(folder / "examples")),
     )
     return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_many_parts_by_ray_data_are_what_they_are_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each iteration is a part; the problems' means are over all of them."""
+    store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
+    sealed = {}
+    for n in range(1, 12):
+        place = Place("iteration", n, "collect")
+        right = "7" if n % 3 else "4"
+        store.write(
+            place, [rolled(f"{n} | 7 {right}", problem=f"p{p}", place=place) for p in range(5)]
+        )
+        sealed[place] = store.seal(place)
+    rule = Improved(centering="problem", drop_duplicates=False)
+
+    def examples(name: str) -> RelabelResult:
+        return write_relabeled(store, sealed, rule, 64, 0, Folder(str(tmp_path / name)))
+
+    by_ray_data = examples("by-ray-data")
+    monkeypatch.setattr("rise_ray.relabel.job._PARTS_IN_PROCESS", len(sealed))
+    assert examples("in-process") == by_ray_data
+    assert by_ray_data.manifest.examples == 11 * 5
 
 
 @pytest.mark.usefixtures("no_cpu")
