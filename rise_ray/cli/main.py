@@ -1,10 +1,11 @@
-"""The command `rise-ray`: run a config, evaluate a model with it, check it, or ask a run's lineage.
+"""The command `rise-ray`: run a config, evaluate a model, check, ask a lineage, compare seeds.
 
 rise-ray run jobs/quickstart.yaml
 rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
 rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
 rise-ray check jobs/gsm8k_8b.yaml
 rise-ray lineage runs/quickstart --problem ID
+rise-ray compare --seeds runs/quickstart runs/quickstart-1 runs/quickstart-2
 """
 
 from __future__ import annotations
@@ -64,6 +65,12 @@ Show where a training row came from, or what came of a problem, as JSON lines.
 it and their checkpoint, the verifier's version and verdict, the relabel rule, the SHA-256 of the
 run's config, and the text. --problem gives every training row that came from the problem. Nothing
 is changed; what is read is verified.
+"""
+_COMPARE = """\
+Compare runs that differ in their seed alone. Prints every model's figures over all seeds, and the
+paired differences over all and of each, as Markdown tables with 95% intervals.
+
+The intervals resample the seeds and the problems. Nothing is changed; what is read is verified.
 """
 _EPILOG = f"""\
 any setting is overridden as key.sub=value (the value is YAML):
@@ -195,6 +202,16 @@ def _lineage(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from rise_ray.cli.compare import compare_seeds, markdown, write_json
+
+    found = compare_seeds(options.seeds)
+    if options.json is not None:
+        write_json(found, options.json)
+    print(terminal_text(markdown(found)))
+    return 0
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -231,6 +248,11 @@ def _parser() -> ArgumentParser:
     asked = lineage.add_mutually_exclusive_group(required=True)
     asked.add_argument("--example", metavar="ID", help="where did this training row come from?")
     asked.add_argument("--problem", metavar="ID", help="which training rows came from it?")
+    compare = _command(commands, "compare", _COMPARE, _compare)
+    compare.add_argument(
+        "--seeds", nargs="+", required=True, metavar="RUN", help="run folders, <storage>/<name>"
+    )
+    compare.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     return parser
 
 

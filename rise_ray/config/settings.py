@@ -165,6 +165,8 @@ class TrainConfig(Settings):
     """Of AdamW."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Steps in a row whose gradient is not finite; each is skipped, and one more ends the run."""
     batch_tokens: int = Field(default=131_072, ge=1)
     """Tokens of one optimizer step over all ranks (packed rows x row_tokens)."""
     row_tokens: int = Field(default=2048, ge=8)
@@ -234,7 +236,7 @@ class EvaluationConfig(Settings):
     split: str = "test"
     """Choose settings on `dev`; report `test`."""
     problems: int | None = Field(default=None, ge=1)
-    """The first so many problems of the split; null: all."""
+    """So many problems of the split, drawn, the same in every run; null: all."""
     samples: int = Field(default=1, ge=1)
     """Independent repetitions on each problem."""
     turns: int = Field(default=5, ge=1)
@@ -329,6 +331,12 @@ class RunConfig(Settings):
             raise ValueError(f"`recipe.track`: the run's own track is `{MAIN_TRACK}`")
         if len(set(tracks)) < len(tracks):
             raise ValueError("`controls`: two tracks have the same name; give one a `track`")
+        trains = bool(self.iterations or self.warm_start)
+        if trains and self.split == self.evaluation.split:
+            raise ValueError(
+                f"`split` and `evaluation.split` are both `{self.split}`: a model is not measured "
+                "on what it was trained on"
+            )
         if self.sync.backend != "object_store" and not self.rollout.workers.num_gpus:
             raise ValueError(
                 f"`sync.backend: {self.sync.backend}` needs `rollout.workers.num_gpus`"

@@ -63,7 +63,7 @@ def standard_comparisons(
         difference left minus right: `value`, `low`, `high`, `n`. Left is the last of `own`.
     """
     comparisons = []
-    for left, right, note in _pairs(results, own):
+    for left, right, note in standard_pairs(results, own):
         a = results[left.model].values[left.metric]
         b = results[right.model].values[right.metric]
         comparisons.append(
@@ -77,10 +77,11 @@ def standard_comparisons(
     return comparisons
 
 
-def _pairs(
+def standard_pairs(
     results: Mapping[str, EvalResult], own: Sequence[str]
 ) -> Iterator[tuple[Figure, Figure, str]]:
-    """The standard pairs that these results allow; one turn leaves nothing sequential."""
+    """The standard pairs that these results allow, with a note on each; see
+    `standard_comparisons`. One turn leaves nothing sequential."""
     base, last = own[0], own[-1]
     turns, parallel = results[last].turns, results[last].parallel
     voted = Figure(last, f"m1@t{turns}")

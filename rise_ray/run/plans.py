@@ -9,6 +9,7 @@ from typing import TypeVar
 from rise_ray.config.settings import RunConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, OpenAITeacher, ReferenceTeacher
 from rise_ray.errors import ConfigError
+from rise_ray.evaluate.split import held_out
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
 from rise_ray.run.specs import Evaluate, Roll, Spec, Weights
@@ -73,6 +74,15 @@ def iteration_problems(
     random.Random(derive_seed(config.seed, "problems")).shuffle(order)
     start = (iteration - 1) * count
     return [order[n % len(order)] for n in range(start, start + count)]
+
+
+def evaluation_problems(config: RunConfig, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems that every model is measured on.
+
+    They do not depend on the run's seed: runs of other seeds are compared problem by problem.
+    """
+    protocol = config.evaluation
+    return held_out(problems, protocol.problems, derive_seed("evaluation", protocol.split))
 
 
 def roll_plan(config: RunConfig, spec: Roll, candidates: int) -> EpisodePlan:

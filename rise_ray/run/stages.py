@@ -30,7 +30,14 @@ from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.run.actors import Actors, Taught, given_model
 from rise_ray.run.journal import REPORT, Run
-from rise_ray.run.plans import eval_plan, evaluated_models, iteration_problems, of_kind, roll_plan
+from rise_ray.run.plans import (
+    eval_plan,
+    evaluated_models,
+    evaluation_problems,
+    iteration_problems,
+    of_kind,
+    roll_plan,
+)
 from rise_ray.run.specs import (
     BASE,
     Evaluate,
@@ -49,7 +56,8 @@ from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import parity_sequences
 from rise_ray.tasks import load_task
-from rise_ray.train.job import TrainJob, train
+from rise_ray.train.job import train
+from rise_ray.train.task import TrainJob
 
 Result = dict[str, Any]
 
@@ -155,7 +163,7 @@ class Stages:
     def _evaluate(self, spec: Evaluate) -> Result:
         """Measure weights on the held-out problems by RISE's protocol."""
         protocol = self.config.evaluation
-        problems = self._problems(protocol.split)[: protocol.problems]
+        problems = evaluation_problems(self.config, self._problems(protocol.split))
         weights = self._version(spec.weights)
         plan = eval_plan(self.config, spec.place)
         specs = specs_for(plan, self.task, self._chat(weights), problems, protocol.samples)
@@ -262,6 +270,7 @@ class Stages:
         token_budget: int | None,
         log: PhaseLog,
     ) -> Result:
+        chat = self._chat(start)
         job = TrainJob(
             name=name,
             config=settings,
@@ -273,7 +282,8 @@ class Stages:
             token_budget=token_budget,
             dtype=self.config.model.dtype,
             trust_remote_code=self.config.model.trust_remote_code,
-            parity_sequences=self._probe(self._chat(start)),
+            parity_sequences=self._probe(chat),
+            chat_template=chat.tokenizer.chat_template,
             card=self._card(name, start.checkpoint),
             log=log,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rise_ray.config.settings import RunConfig
 from rise_ray.mdp import Outcome, Place, Problem, StopReason, Trajectory, Verdict, trajectory_id
 from rise_ray.run.journal import Run
-from rise_ray.run.plans import iteration_problems
+from rise_ray.run.plans import evaluation_problems, iteration_problems
 from rise_ray.run.specs import Evaluate, Roll
 from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import MANIFEST, read_manifest
@@ -68,7 +68,7 @@ def planned_episodes(config: RunConfig) -> dict[str, Episodes]:
     """By stage of the journal, from the config alone (no journal, no store)."""
     task = load_task(config.task)
     trained = task.load(config.split) if config.iterations else []
-    held_out = task.load(config.evaluation.split)[: config.evaluation.problems]
+    held_out = evaluation_problems(config, task.load(config.evaluation.split))
     planned = {}
     for spec in stages_of(config):
         if isinstance(spec, Roll):

@@ -26,20 +26,22 @@ from rise_ray.mdp import (
     trajectory_id,
 )
 from rise_ray.run.journal import Run
+from rise_ray.run.plans import evaluation_problems
 from rise_ray.store.examples import examples_to_table, write_manifest, write_part
 from rise_ray.tasks import load_task
 from rise_ray.verify.checker import Checker
 from tests.chaos.audit import Audit, Episodes, audit, planned_episodes
 
-PROVENANCE = Provenance("candidate", "all", "t", "p", 0, 0, 0, 1.0, 0, 0, "")
-EXAMPLES = [Example(f"e{n}", (1, 2, 3), (Span(1, 3, 1.0),), PROVENANCE) for n in range(2)]
 WHERE = Place("iteration", 0, "eval")
+PROVENANCE = Provenance("candidate", "all", "t", "p", WHERE, 0, 0, 1.0, 0, 0, "")
+EXAMPLES = [Example(f"e{n}", (1, 2, 3), (Span(1, 3, 1.0),), PROVENANCE) for n in range(2)]
 Write = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
 def problems() -> list[Problem]:
-    return load_task(TaskConfig(name="countdown")).load("test")[:4]
+    test = load_task(TaskConfig(name="countdown")).load("test")
+    return evaluation_problems(config(Path("unused")), test)
 
 
 @pytest.fixture(scope="module")

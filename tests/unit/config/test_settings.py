@@ -155,6 +155,10 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
         ("recipe.track=mine", "the run's own track is `iteration`"),
         ("controls=[{name: rise, track: iteration}]", "two tracks have the same name"),
         ("rollout.workers.min_workers=2", "`min_workers` is greater than `max_workers`"),
+        (
+            "evaluation.split=train",
+            "`split` and `evaluation.split` are both `train`: a model is not measured on what",
+        ),
         ("sync.backend=nccl", "`sync.backend: nccl` needs `rollout.workers.num_gpus`"),
         ("model.max_model_len=4096", "an example must fit a packed row"),
         ("verify={deadline_s: 5, progress_deadline_s: 5}", "must be greater than `deadline_s`"),
@@ -167,6 +171,14 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
 def test_a_bad_value_is_refused_with_its_key(override: str, said: str) -> None:
     assert said in _error(override)
     assert "Value error" not in _error(override)
+
+
+def test_a_run_that_trains_nothing_may_be_measured_on_the_training_split() -> None:
+    untrained = parse_config(MINIMAL, ["evaluation.split=train", "iterations=0"], source="x")
+    assert untrained.evaluation.split == untrained.split
+    assert "are both `train`" in _error(
+        "evaluation.split=train", "iterations=0", "warm_start.examples=3"
+    )
 
 
 @pytest.mark.parametrize(

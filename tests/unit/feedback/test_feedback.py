@@ -40,12 +40,17 @@ def test_constant_feedback_is_the_tasks_sentence_whatever_was_answered(name: str
 
 
 def test_an_oracle_tells_right_from_wrong_and_guesses_nothing() -> None:
-    texts = Oracle("Yes .", "No .")
-    feedback = feedback_of("oracle", TASK, PROBLEM, texts)
+    feedback = feedback_of("oracle", Hinting(), PROBLEM)
     assert feedback.name == "oracle"
-    assert _said(feedback) == ["Yes .", "No .", "No .", None]
-    right, wrong, *_ = _said(feedback_of("oracle", TASK, PROBLEM))
-    assert {right, wrong} == {Oracle().right, Oracle().wrong}
+    assert _said(feedback) == [Oracle().right, Oracle().wrong, Oracle().wrong, None]
+
+
+def test_a_task_may_word_the_oracle_as_one_with_a_closed_vocabulary_has_to() -> None:
+    feedback = feedback_of("oracle", TASK, PROBLEM)
+    assert feedback.name == "oracle"
+    right, wrong, *_ = _said(feedback)
+    assert right != wrong
+    assert {word for text in feedback.texts for word in text.split()} <= set(TASK.vocabulary())
 
 
 def test_a_task_may_have_feedback_of_its_own_under_its_own_name() -> None:
@@ -60,7 +65,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
         ConfigError, match=r"`hint`: task countdown .*: constant, neutral, oracle\)"
     ):
         feedback_of("hint", TASK, PROBLEM)
-    with pytest.raises(ConfigError, match=r"oracle, hint, verdict\)"):
+    with pytest.raises(ConfigError, match=r"hint, oracle, verdict\)"):
         feedback_of("hnit", Hinting(), PROBLEM)
 
 

@@ -13,6 +13,7 @@ from rise_ray.mdp import Place, Problem
 from rise_ray.run.plans import (
     eval_plan,
     evaluated_models,
+    evaluation_problems,
     iteration_problems,
     of_kind,
     roll_plan,
@@ -54,6 +55,14 @@ def test_without_a_number_every_iteration_has_all_problems() -> None:
 def test_more_problems_than_there_are_is_an_error_of_the_config() -> None:
     with pytest.raises(ConfigError, match="`problems` = 11: split `train` has only 10"):
         _ids(_config("problems=11"), 1)
+
+
+def test_every_run_is_measured_on_the_same_draw_of_the_problems() -> None:
+    drawn = [p.id for p in evaluation_problems(_config("evaluation.problems=4"), PROBLEMS)]
+    assert drawn != [p.id for p in PROBLEMS[:4]]
+    other = _config("evaluation.problems=4", "seed=1", "name=other")
+    assert [p.id for p in evaluation_problems(other, PROBLEMS)] == drawn
+    assert evaluation_problems(_config(), PROBLEMS) == PROBLEMS
 
 
 CONTROL = "controls=[{name: rejection_sampling}]"

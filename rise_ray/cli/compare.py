@@ -1,0 +1,206 @@
+"""`rise-ray compare --seeds`: the table of runs that differ in their seed alone, as Markdown.
+
+Only the run folders are read, and what is read is verified.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rise_ray.config.loading import differences, dump_config, may_change
+from rise_ray.config.settings import RunConfig
+from rise_ray.errors import ConfigError, DataError, StoreError
+from rise_ray.evaluate.metrics import EVALUATION, EvalResult, evaluate
+from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
+from rise_ray.mdp import MAIN_TRACK
+from rise_ray.report.table import main_metrics
+from rise_ray.report.words import (
+    figures,
+    metric_label,
+    percent,
+    percent_interval,
+    plural,
+    points,
+)
+from rise_ray.run.journal import LAST_STAGE
+from rise_ray.run.lineage import RunRecord, open_run
+from rise_ray.run.plans import evaluated_models
+from rise_ray.run.tracks import stages_of
+from rise_ray.store.files import Folder
+from rise_ray.store.trajectories import TrajectoryStore
+
+_OF_A_RUN = ("name", "storage", "seed")
+"""What runs that are compared over seeds may differ in, beside what never decides the data."""
+
+
+def compare_seeds(folders: Sequence[str]) -> dict[str, Any]:
+    """The figures of some runs over their seeds, as plain data; see `markdown`.
+
+    Args:
+        folders: run folders, paths or URIs, at least one.
+
+    Raises:
+        ConfigError: the runs differ in more than their seed, or two have the same.
+        StoreError: a run is unfinished, or a folder holds none or is damaged.
+        DataError: the runs were measured on different problems.
+    """
+    records = [_finished(open_run(Folder(folder))) for folder in folders]
+    first = records[0].config
+    for record in records[1:]:
+        _refuse_differences(records[0], record)
+    seeds = [record.config.seed for record in records]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"`seed`: two of the runs have the same (seeds {seeds})")
+    runs = [_results(record) for record in records]
+    _refuse_other_problems(records, runs)
+    return summary(runs, seeds, first)
+
+
+def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) -> dict[str, Any]:
+    """`compare_seeds` of results; `config` is of any of the runs."""
+    places = evaluated_models(stages_of(config))
+    own = [model for model, place in places.items() if place.track == MAIN_TRACK]
+    protocol = config.evaluation
+    metrics = seed_metrics(runs, bootstrap=protocol.bootstrap, seed=0)
+    any_result = runs[0][own[0]]
+    return {
+        "seeds": list(seeds),
+        "split": protocol.split,
+        "problems": any_result.n,
+        "samples": any_result.samples,
+        "turns": protocol.turns,
+        "parallel": protocol.parallel,
+        "models": {
+            model: {
+                "metrics": {name: found.as_dict() for name, found in of_all.items()},
+                "seeds": [
+                    {name: found.as_dict() for name, found in run[model].metrics.items()}
+                    for run in runs
+                ],
+            }
+            for model, of_all in metrics.items()
+        },
+        "comparisons": seed_comparisons(runs, own, bootstrap=protocol.bootstrap, seed=0),
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The two tables of a `summary`, and what they show and do not show."""
+    seeds = found["seeds"]
+    names = main_metrics(found["turns"], found["parallel"])
+    header = ["model", *map(metric_label, names), f"right at turns 1-{found['turns']}"]
+    rows = [
+        [model, *_cells(of["metrics"], names, found["turns"])]
+        for model, of in found["models"].items()
+    ]
+    if found["turns"] > 1:
+        header += ["keeps right", "fixes wrong"]
+    compared = [
+        [f"{figures(one)} ({one['note']})", *map(_difference, [one, *one["seeds"]])]
+        for one in found["comparisons"]
+    ]
+    titles = ["compared", "all seeds", *(f"seed {seed}" for seed in seeds)]
+    return "\n\n".join(
+        [_table(header, rows), _caption(found), _table(titles, compared), _limits(len(seeds))]
+    )
+
+
+def write_json(found: Mapping[str, Any], path: str) -> None:
+    """The numbers of a `summary` as a file.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        Path(path).write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _finished(record: RunRecord) -> RunRecord:
+    if LAST_STAGE not in record.stages:
+        raise StoreError(f"{record.folder.uri}: an unfinished run; go on with --resume first")
+    return record
+
+
+def _refuse_differences(one: RunRecord, other: RunRecord) -> None:
+    for key, here, there in differences(dump_config(one.config), other.config):
+        if key not in _OF_A_RUN and not may_change(key):
+            raise ConfigError(
+                f"`{key}` is {here!r} in {one.folder.uri} and {there!r} in {other.folder.uri}: "
+                "runs that are compared over seeds differ in `seed` alone"
+            )
+
+
+def _refuse_other_problems(records: Sequence[RunRecord], runs: Sequence[Results]) -> None:
+    def measured(results: Results) -> list[tuple[str, ...]]:
+        return [next(iter(result.values.values())).problem_ids for result in results.values()]
+
+    for record, results in zip(records[1:], runs[1:], strict=True):
+        if measured(results) != measured(runs[0]):
+            raise DataError(
+                f"{record.folder.uri}: was measured on other problems than "
+                f"{records[0].folder.uri}: the task's data is not what it was"
+            )
+
+
+def _results(record: RunRecord) -> dict[str, EvalResult]:
+    store, protocol = TrajectoryStore(record.folder / "trajectories"), record.config.evaluation
+    return {
+        model: evaluate(
+            store.read(place, record.stages[f"{model}/{EVALUATION}"]["parts_sha256"]),
+            turns=protocol.turns,
+            parallel=protocol.parallel,
+            bootstrap=protocol.bootstrap,
+            seed=record.config.seed,
+        )
+        for model, place in evaluated_models(stages_of(record.config)).items()
+    }
+
+
+def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list[str]:
+    by_turn = [percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1)]
+    rates = ["keep_rate", "fix_rate"] if turns > 1 else []
+    return [
+        *(_cell(metrics[name]) for name in names),
+        " ".join(by_turn),
+        *(_cell(metrics[name]) for name in rates),
+    ]
+
+
+def _cell(metric: Mapping[str, float | None]) -> str:
+    return f"{percent(metric['value'])} {percent_interval(metric)}".strip()
+
+
+def _difference(one: Mapping[str, Any]) -> str:
+    if one["value"] is None:
+        return "not measured"
+    value, low, high = (points(one[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _caption(found: Mapping[str, Any]) -> str:
+    return (
+        f"Percent [95% interval], mean of {plural(len(found['seeds']), 'seed')}; split "
+        f"{found['split']}, {plural(found['problems'], 'problem')} x "
+        f"{plural(found['samples'], 'sample')}. Differences in points, paired by problem."
+    )
+
+
+def _limits(seeds: int) -> str:
+    if seeds == 1:
+        return "The intervals resample problems alone: one seed says nothing about the next."
+    return (
+        "The intervals of all seeds resample seeds and problems, each seed's its problems alone. "
+        f"{seeds} seeds show whether an effect comes again when everything random is drawn anew; "
+        "they do not show how widely it varies, and the intervals are too narrow for that. "
+        f"Without any effect {seeds} seeds agree in sign one time in {2 ** (seeds - 1)}."
+    )
