@@ -55,7 +55,7 @@ test test-all: export OMP_NUM_THREADS := 1
 # Each process of pytest has a Ray of its own; see tests/README.md. System tests come first, since they
 # are long, and unit tests fill what is left.
 PROCESSES ?= 2
-PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES)
 
 test: install lint ## lint, then the unit and system tests that are not slow
 	$(PYTEST) tests/system tests/unit -m "not slow and not gpu"

@@ -26,13 +26,15 @@ class Outcome(StrEnum):
     """The response holds no answer that the task can read."""
     ERROR = "error"
     """The check itself failed (deadline, memory, crash): nothing is known about the answer."""
+    PARTIAL = "partial"
+    """A step, an action, a critique: not a final answer, nothing was checked."""
 
 
 class FinishReason(StrEnum):
     """Why the model stopped writing a response."""
 
     STOP = "stop"
-    """It ended its turn itself."""
+    """It ended its turn itself, or the step that it was asked for."""
     LENGTH = "length"
     """It reached the token limit: the response is truncated."""
 
@@ -121,10 +123,15 @@ class Verdict:
 class Attempt:
     """One response in one state.
 
-    `token_ids` are the sampled ids themselves, with the end-of-turn token when
+    `token_ids` are the sampled ids themselves, with the token that ended it when
     `finish_reason` is `stop`; they are spliced into later states and never made again from
     `text`. `weight_version` is the iteration number of the weights that sampled it, -1 for a
     response that no model of the run wrote (a teacher's).
+
+    `scores` are log-probabilities in nats, by name: `logprob` is the sum over the sampled tokens,
+    before temperature and top-p, the ending token included (no teacher's answer has it); others
+    are named by the plan that asked for them. `role` names who wrote it. The first `given` tokens
+    were not sampled here: an opening, or all of an attempt with which the episode started.
     """
 
     text: str
@@ -133,6 +140,14 @@ class Attempt:
     verdict: Verdict
     weight_version: int
     seed: int
+    scores: Mapping[str, float] = field(default_factory=dict)
+    role: str = "policy"
+    given: int = 0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether this episode sampled any of it."""
+        return self.given < len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +156,7 @@ class Turn:
 
     `feedback_ids` are the tokens between this attempt and the next one (end of the assistant's
     turn if the attempt was truncated, the user's feedback, the next assistant header); empty on
-    a trajectory's last turn.
+    a trajectory's last turn, unless its plan asks for it there, too.
     """
 
     attempt: Attempt
@@ -150,11 +165,22 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Where an episode was forked: before token `token` of the response of turn `turn`."""
+
+    trajectory_id: str
+    turn: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode on one problem, on-policy, as it is stored.
 
     `window` is the number of turns a state shows at most, the one being taken included
-    (RISE's k: `window - 1` earlier attempts); None shows all.
+    (RISE's k: `window - 1` earlier attempts); None shows all. `source` is the lineage of an
+    episode that goes on from another; `feedback` names what was said between turns by what it
+    reveals (`rise_ray.feedback`).
     """
 
     id: str
@@ -167,6 +193,8 @@ class Trajectory:
     stop_reason: StopReason
     window: int | None
     error: str | None = None
+    source: Source | None = None
+    feedback: str = "constant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,38 +210,12 @@ class WeightVersion:
     parity: str
 
 
-class SegmentKind(StrEnum):
-    """What a run of tokens in a state is."""
-
-    PROMPT = "prompt"
-    ATTEMPT = "attempt"
-    FEEDBACK = "feedback"
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of tokens with one origin."""
-
-    kind: SegmentKind
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the model sees before it writes: the prompt, then attempt, feedback, attempt, ..."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The segments' ids, concatenated."""
-        return tuple(i for segment in self.segments for i in segment.token_ids)
-
-
-def state_at(
+def state_ids(
     prompt_ids: Sequence[int], turns: Sequence[Turn], turn: int, window: int | None
-) -> State:
-    """The state in which turn number `turn` (from 0) is taken.
+) -> tuple[int, ...]:
+    """What the model sees when turn number `turn` (from 0) is taken, in tokens.
+
+    The prompt, and each earlier attempt that is shown with the feedback after it.
 
     Args:
         prompt_ids: the rendered prompt up to and including the first assistant header.
@@ -224,11 +226,10 @@ def state_at(
     Without a window a state's ids extend those of the state before it.
     """
     first = 0 if window is None else max(0, turn - (window - 1))
-    segments = [Segment(SegmentKind.PROMPT, tuple(prompt_ids))]
+    ids = list(prompt_ids)
     for earlier in turns[first:turn]:
-        segments.append(Segment(SegmentKind.ATTEMPT, earlier.attempt.token_ids))
-        segments.append(Segment(SegmentKind.FEEDBACK, earlier.feedback_ids))
-    return State(tuple(segments))
+        ids += (*earlier.attempt.token_ids, *earlier.feedback_ids)
+    return tuple(ids)
 
 
 def trajectory_id(run: str, place: Place, problem_id: str, sample: int) -> str:

@@ -1,25 +1,51 @@
-"""What holds for every test: the same examples in every run, and files that stay together.
+"""What holds for every test: the same examples in every run, and who runs together.
 
-Hypothesis draws the same examples in every run. Where pytest has several processes, the unit tests
-of a file run in one of them, one after another: they share its fixtures.
+Hypothesis draws the same examples in every run. Where pytest has several processes (pytest-xdist),
+tests that share what is dear to start run in one of them, one after another; tests/README.md says
+which.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
-
-UNIT = Path(__file__).parent / "unit"
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
+SHARING = {
+    "tests/unit": None,  # a file each
+    "tests/system/feedback": "a pool",
+    "tests/system/rollout/test_engine.py": "a pool",
+    "tests/system/rollout/test_worker.py": "a pool",
+    "tests/system/rollout/test_pool.py": "a pool",
+    "tests/system/sync": "engines",
+    "tests/system/test_whole_run.py": "a run",
+    "tests/system/test_gsm8k_run.py": "a run over text",
+    "tests/system/test_secrets.py": None,
+    "tests/system/train/test_state.py": None,
+}
+"""What the tests under a path share; None: what is in their file. All others are alone."""
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what stays together; see tests/system/conftest.py for the others."""
-    for item in items:
-        if UNIT in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(UNIT))))
+
+class Scheduling(LoadScopeScheduling):
+    """Hands out tests that share something together.
+
+    By their ids: pytest-xdist's own marks (`loadgroup`) have no effect with this pytest.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        for shared, what in SHARING.items():
+            if path == shared or path.startswith(f"{shared}/"):
+                return what or path
+        return nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Hands out to pytest's processes what they run, in the order in which it is collected."""
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)

@@ -222,8 +222,8 @@ class Inspection:
             specs = specs_for(plan, task, self._chat, problems, samples=1)
             lengths += [(len(self._chat.prompt_ids(s.prompt)), s) for s in specs]
         longest, spec = max(lengths, key=lambda item: item[0])
-        feedback = self._chat.feedback_ids(spec.prompt, spec.feedback, ())
-        self.lengths = Lengths(longest, len(feedback))
+        said = [self._chat.feedback_ids(spec.prompt, text, ()) for text in spec.feedback.texts]
+        self.lengths = Lengths(longest, max(map(len, said)))
         return f"the longest of {len(lengths):,} looked at has {longest:,} tokens and fits"
 
     def _loaded_task(self) -> Task:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,6 +29,13 @@ LOOPBACK_ENVIRONMENT = {
 """What keeps a training's and vLLM's own services on it."""
 
 TRAINER = "training worker"
+
+# Ray gives its processes 30 s, which a machine that is busy for a while misses.
+_START_DEADLINE_S = 180
+_PATIENCE = {
+    "RAY_gcs_server_port_wait_time_s": str(_START_DEADLINE_S),
+    "RAY_agent_register_timeout_ms": str(1000 * _START_DEADLINE_S),
+}
 
 # Ray warns once there are four processes to each that it starts at a time, by default one per CPU;
 # a run has some twelve, most of which only wait.
@@ -151,26 +161,55 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
     # What makes Ray take 127.0.0.1 as its node's address and bind every service to it; on Linux
     # it would take the address of the network instead, also where it is told 127.0.0.1.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    for variable, value in LOOPBACK_ENVIRONMENT.items():
+    for variable, value in (LOOPBACK_ENVIRONMENT | _PATIENCE).items():
         os.environ.setdefault(variable, value)
     store = config.ray.object_store_mib
     starts_at_once = max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
     try:
-        ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus,
-            object_store_memory=store * 2**20 if store else None,
-            include_dashboard=False,
-            _node_ip_address=LOOPBACK,
-            _system_config={"worker_maximum_startup_concurrency": starts_at_once},
-            log_to_driver=debug,
-            logging_level=level,
-        )
+        with _patient():
+            ray.init(
+                address="local",
+                num_cpus=config.ray.num_cpus,
+                object_store_memory=store * 2**20 if store else None,
+                include_dashboard=False,
+                _node_ip_address=LOOPBACK,
+                _system_config={"worker_maximum_startup_concurrency": starts_at_once},
+                log_to_driver=debug,
+                logging_level=level,
+            )
     except Exception as error:  # Ray raises a bare Exception when its processes are not up in time
         raise ClusterError(
             f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is the "
             "machine overloaded, or out of memory or disk?"
         ) from error
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Wait for the node itself as long as its raylet lives; Ray's 30 s cannot be set."""
+    from ray._private import services
+
+    get_node, deadline = services.get_node, time.monotonic() + _START_DEADLINE_S
+
+    def wait_for_node(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it has not registered yet
+                if time.monotonic() > deadline or not _raylet_lives():
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+
+
+def _raylet_lives() -> bool:
+    children = psutil.Process().children()
+    return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in children)
 
 
 def _require_listener(address: str) -> None:

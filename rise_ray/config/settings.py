@@ -165,6 +165,8 @@ class TrainConfig(Settings):
     """Of AdamW."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Steps in a row whose gradient is not finite; each is skipped, and one more ends the run."""
     batch_tokens: int = Field(default=131_072, ge=1)
     """Tokens of one optimizer step over all ranks (packed rows x row_tokens)."""
     row_tokens: int = Field(default=2048, ge=8)
@@ -243,6 +245,9 @@ class EvaluationConfig(Settings):
     """Independent first answers (mK@t1, pass@K)."""
     window: int | None = Field(default=None, ge=1)
     """Turns a state shows, the current one included; null shows all."""
+    feedback: str = "constant"
+    """What is said between turns: `constant` or `neutral` (the task's sentence), `oracle` (whether
+    the answer was right: such figures are no longer the model's own), or one of the task's own."""
     sampling: SamplingConfig = SamplingConfig()
     """Of both."""
     bootstrap: int = Field(default=2000, ge=100)

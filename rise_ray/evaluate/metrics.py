@@ -107,7 +107,7 @@ def eval_record(
         model: `base`, `iteration-1`, ..., `<track>-<iteration>`.
         split: the problems' split.
         result: its metrics.
-        feedback: the feedback mode or text between turns.
+        feedback: the name of what was said between turns (`rise_ray.feedback.base`).
         window: turns a state showed, the current one included; None, all.
         sampling: the sampling settings.
     """
@@ -280,6 +280,9 @@ def _not_an_evaluation(trajectory: Trajectory, turns: int, parallel: int) -> str
         return "it stopped at a right answer; an evaluation never stops"
     if taken > turns or (taken < turns and reason is not StopReason.CONTEXT_OVERFLOW):
         return f"it has {taken} turns, not {turns}, and stopped as `{reason.value}`"
+    responses = [a for turn in trajectory.turns for a in (turn.attempt, *turn.candidates)]
+    if any(response.verdict.outcome is Outcome.PARTIAL for response in responses):
+        return "it has a `partial` response, which is no answer"
     if taken and answers != parallel:
         return f"its first turn has {answers} candidates, not {parallel}"
     return None

@@ -21,6 +21,8 @@ from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
 from rise_ray.config.teacher import ReferenceTeacher as ReferenceTeacherConfig
 from rise_ray.errors import DataError, TeacherError
+from rise_ray.feedback.base import feedback_of
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import (
     Attempt,
     FinishReason,
@@ -79,11 +81,13 @@ class Student:
 
     def messages(self, trajectory: Trajectory, turn: int) -> list[Message]:
         """The state of `turn` as chat messages, for a teacher with another tokenizer."""
-        feedback = self.task.feedback(trajectory.problem)
+        feedback = feedback_of(trajectory.feedback, self.task, trajectory.problem)
         first = 0 if trajectory.window is None else max(0, turn - (trajectory.window - 1))
         messages = self.task.prompt(trajectory.problem)
         for earlier in trajectory.turns[first:turn]:
-            messages += [Message("assistant", earlier.attempt.text), Message("user", feedback)]
+            said = feedback.text(trajectory.problem, earlier.attempt)
+            assert said is not None  # or the episode had not gone on
+            messages += [Message("assistant", earlier.attempt.text), Message("user", said)]
         return messages
 
     def with_answers(
@@ -115,6 +119,7 @@ class Student:
             verdict=verdict,
             weight_version=TEACHER_VERSION,
             seed=answer.seed,
+            role="teacher",
         )
 
 
@@ -192,7 +197,7 @@ class ModelTeacher:
             max_model_len=self._config.max_model_len,
         )
         prompt = tuple(self._student.messages(trajectory, turn))
-        return EpisodeSpec(plan, trajectory.problem, turn, prompt, feedback="")
+        return EpisodeSpec(plan, trajectory.problem, turn, prompt, Constant(""))
 
 
 class OpenAITeacher:

@@ -31,6 +31,8 @@ class Rise(RecipeConfig):
     """End a trajectory at its first right answer."""
     candidates: int = Field(default=16, ge=0)
     """Improved responses sampled at every visited state (RISE's N); unused with a teacher."""
+    feedback: str = "constant"
+    """What is said between turns: `constant` (the paper's), `neutral`, `oracle`, a task's own."""
     teacher: TeacherConfig = NoTeacher()
     """Who improves: nobody else (self-distillation), or a teacher (distillation)."""
     rule: Annotated[Improved | Revision, Field(discriminator="name")] = Improved()
@@ -59,5 +61,6 @@ class Rise(RecipeConfig):
             window=self.window,
             stop_on_success=self.stop_on_success,
             candidates=self.candidates if self.teacher.kind == "none" else 0,
+            feedback=self.feedback,
             teacher=self.teacher,
         )

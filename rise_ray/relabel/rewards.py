@@ -16,8 +16,9 @@ Tally = Mapping[tuple[str, Outcome], int]
 def reward_of(attempt: Attempt, unparseable_reward: float) -> float | None:
     """1 if right, 0 if wrong, `unparseable_reward` without a readable answer.
 
-    None where no reward is known: the check failed, or the response was truncated. None never
-    becomes a number further on; such a response enters neither the data nor a mean.
+    None where no reward is known: the check failed, there was nothing to check, or the response
+    was truncated. None never becomes a number further on; such a response enters neither the data
+    nor a mean.
     """
     if attempt.finish_reason is FinishReason.LENGTH:
         return None
@@ -28,7 +29,7 @@ def reward_of(attempt: Attempt, unparseable_reward: float) -> float | None:
             return 0.0
         case Outcome.UNPARSEABLE:
             return unparseable_reward
-        case Outcome.ERROR:
+        case Outcome.ERROR | Outcome.PARTIAL:
             return None
 
 

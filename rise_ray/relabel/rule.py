@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rise_ray.mdp import Attempt, Span, Trajectory, derive_seed, state_at
+from rise_ray.mdp import Attempt, Span, Trajectory, derive_seed, state_ids
 from rise_ray.relabel.rewards import Tally
 
 
@@ -86,7 +86,7 @@ def response_row(
     trajectory: Trajectory, turn: int, candidate: int, *, rule: str, reward: float, weight: float
 ) -> Row:
     """One response in the state of its turn, all of it weighted alike."""
-    state = state_at(trajectory.prompt_ids, trajectory.turns, turn, trajectory.window).token_ids
+    state = state_ids(trajectory.prompt_ids, trajectory.turns, turn, trajectory.window)
     ids = (*state, *response_at(trajectory, turn, candidate).token_ids)
     return Row(rule, turn, candidate, reward, ids, (Span(len(state), len(ids), weight),))
 

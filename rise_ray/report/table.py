@@ -120,7 +120,7 @@ def _caption(record: Record) -> str:
     return printable(
         f"percent [95% interval]; split {record['split']}, "
         f"{plural(record['n'], 'problem')} x {plural(record['samples'], 'sample')}; "
-        f"{sampling}; window {window}"
+        f"{sampling}; window {window}; feedback {record['feedback']}"
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rise_ray.errors import DataError, RolloutError
+from rise_ray.feedback.base import feedback_of
 from rise_ray.mdp import Attempt, FinishReason, Outcome, Place, Problem, StopReason, Trajectory
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
@@ -21,7 +22,10 @@ from rise_ray.tasks.base import Task
 
 @dataclass
 class Tally:
-    """Counts over the trajectories of a phase. A check that failed is in no accuracy."""
+    """Counts over the trajectories of a phase, of what was sampled in it.
+
+    A check that failed is in no accuracy.
+    """
 
     trajectories: int = 0
     stop_reasons: Counter[str] = field(default_factory=Counter)
@@ -38,19 +42,26 @@ class Tally:
         self.trajectories += 1
         self.stop_reasons[trajectory.stop_reason.value] += 1
         for number, turn in enumerate(trajectory.turns, start=1):
+            if not turn.attempt.sampled:
+                continue  # counted where it was
             outcome = turn.attempt.verdict.outcome
-            if outcome is not Outcome.ERROR:
+            if outcome not in (Outcome.ERROR, Outcome.PARTIAL):
                 self.judged[number] += 1
                 self.right[number] += outcome is Outcome.CORRECT
             for response in (turn.attempt, *turn.candidates):
                 self._add_response(response)
                 self.first_responses += number == 1
-                self.first_tokens += len(response.token_ids) if number == 1 else 0
+                self.first_tokens += _sampled_tokens(response) if number == 1 else 0
 
     def _add_response(self, response: Attempt) -> None:
         self.outcomes[response.verdict.outcome.value] += 1
         self.truncated += response.finish_reason is FinishReason.LENGTH
-        self.tokens += len(response.token_ids)
+        self.tokens += _sampled_tokens(response)
+
+    @property
+    def verdicts(self) -> int:
+        """Responses that were given to a verifier."""
+        return self.outcomes.total() - self.outcomes[Outcome.PARTIAL.value]
 
     def record(self) -> dict[str, Any]:
         """As fields of a metrics record."""
@@ -58,7 +69,7 @@ class Tally:
             "trajectories": self.trajectories,
             "episode_errors": self.stop_reasons[StopReason.ERROR.value],
             "context_overflow": self.stop_reasons[StopReason.CONTEXT_OVERFLOW.value],
-            "verdicts": self.outcomes.total(),
+            "verdicts": self.verdicts,
             "verdict_errors": self.outcomes[Outcome.ERROR.value],
             "truncated": self.truncated,
             "tokens": self.tokens,
@@ -76,8 +87,12 @@ def specs_for(
     """`samples` episodes on each problem.
 
     Raises:
+        ConfigError: the task has no such feedback.
         DataError: a prompt leaves no room for a response in the model's context.
+        ModelError: the tokenizer splits a word that the plan's question wants.
     """
+    if plan.question is not None:
+        chat.label_ids(plan.question.words)
     specs = []
     for problem in problems:
         prompt = tuple(task.prompt(problem))
@@ -88,7 +103,7 @@ def specs_for(
                 f"{plan.sampling.max_tokens} it does not fit `model.max_model_len` = "
                 f"{plan.max_model_len}; change one of them, or remove the problem"
             )
-        feedback = task.feedback(problem)
+        feedback = feedback_of(plan.feedback, task, problem)
         specs += [EpisodeSpec(plan, problem, sample, prompt, feedback) for sample in range(samples)]
     return specs
 
@@ -147,8 +162,12 @@ def roll_phase(
     }
 
 
+def _sampled_tokens(response: Attempt) -> int:
+    return len(response.token_ids) - response.given
+
+
 def _limit_verdict_errors(tally: Tally, share: float) -> None:
-    errors, total = tally.outcomes[Outcome.ERROR.value], tally.outcomes.total()
+    errors, total = tally.outcomes[Outcome.ERROR.value], tally.verdicts
     if errors > share * total:
         raise RolloutError(
             f"{errors} of {total} checks failed, more than `verify.max_error_share` = {share:g} "

@@ -7,6 +7,7 @@ A process can host one engine only.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rise_ray.cluster.cleanup import temporary_files, temporary_folder
-from rise_ray.config.settings import ModelConfig, SamplingConfig, WorkersConfig
+from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
-from rise_ray.rollout.episode import Completion, Request
+from rise_ray.rollout.requests import (
+    Completion,
+    EngineRequest,
+    Sample,
+    ScoreLabels,
+    ScoreSpans,
+)
 
 if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine import EngineCoreOutputs
 
 # On a machine shared with the trainer: a small key-value cache, and no pinning of threads to
@@ -34,6 +42,7 @@ _ENVIRONMENT = {
 }
 
 _CPU_BATCH_TOKENS = 4096
+_ONE_TOKEN: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1}
 
 
 class Engine:
@@ -69,6 +78,7 @@ class Engine:
             "load_format": "safetensors",  # a pickle could run code when it is read
             "seed": seed % 2**32,
             "disable_log_stats": True,
+            "logprobs_mode": "raw_logprobs",  # before temperature: scores are of the model itself
             "weight_transfer_config": WeightTransferConfig(backend=backend),
         }
         if not workers.num_gpus:
@@ -90,68 +100,110 @@ class Engine:
             found = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
             text = "; ".join(" ".join(problem["msg"].split()) for problem in found)
             raise RuntimeError(f"vLLM refuses its settings: {text}") from error
+        self._requests: dict[str, EngineRequest] = {}
         self.tokens = 0
         """Generated so far, those of unfinished responses included."""
-        self._count_tokens()
+        self._watch_core()
 
     @property
     def busy(self) -> bool:
         """Whether a request is under way."""
         return bool(self.llm.has_unfinished_requests())
 
-    def submit(
-        self, key: str, request: Request, sampling: SamplingConfig, end_of_turn: int
-    ) -> None:
-        """Queue a request under a key of the caller's; sample i of n has the seed `seed + i`.
+    def submit(self, key: str, request: EngineRequest, end_of_turn: int) -> None:
+        """Queue a request under a key of the caller's.
 
         A response ends with the token `end_of_turn`, which a base model's own list of
-        end-of-sequence tokens may lack, or with a token of that list.
+        end-of-sequence tokens may lack, with a token of that list, or with one of the request's.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        match request:
+            case Sample():
+                ids = (*request.state_ids, *request.opening_ids)
+                settings = {
+                    "n": request.n,
+                    "temperature": request.sampling.temperature,
+                    "top_p": request.sampling.top_p,
+                    "max_tokens": request.sampling.max_tokens,
+                    "seed": request.seed,
+                    "stop_token_ids": [end_of_turn, *request.stop],
+                    "logprobs": 0,  # of the sampled token only
+                }
+            case ScoreLabels():
+                ids = request.state_ids
+                settings = _ONE_TOKEN | {"logprob_token_ids": list(request.labels)}
+            case ScoreSpans():
+                ids, settings = request.ids, _ONE_TOKEN | {"prompt_logprobs": 0}
         params = SamplingParams(
-            n=request.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=request.seed,
-            stop_token_ids=[end_of_turn],
+            **settings,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self.llm.add_request(key, tokens_input(list(request.prompt_ids)), params)
+        self.llm.add_request(key, tokens_input(list(ids)), params)
+        self._requests[key] = request
 
-    def step(self) -> list[tuple[str, list[Completion]]]:
-        """One engine step: the requests that it finished, each with its n completions."""
+    def step(self) -> list[tuple[str, list[Any]]]:
+        """One engine step: the requests that it finished, each with its reply."""
         finished = []
         for output in self.llm.step():
-            if not output.finished:
-                continue
-            completions = [
-                _completion(output.request_id, sample.token_ids, sample.finish_reason)
-                for sample in sorted(output.outputs, key=lambda sample: sample.index)
-            ]
-            finished.append((output.request_id, completions))
+            if output.finished:
+                request = self._requests.pop(output.request_id)
+                finished.append((output.request_id, _reply(request, output)))
         return finished
 
-    def _count_tokens(self) -> None:
-        """Count tokens as the core makes them: a finished request may be minutes away."""
-        core = self.llm.engine_core
+    def _watch_core(self) -> None:
+        """Take from the core's outputs what vLLM would give late, or at a price.
+
+        Tokens are counted as they come: a finished request may be minutes away. The
+        log-probabilities of sampled tokens are summed here: vLLM's own object for each token
+        takes twice as long.
+        """
+        core, states = self.llm.engine_core, self.llm.output_processor.request_states
         get_output = core.get_output
 
-        def counted() -> EngineCoreOutputs:
+        def watched() -> EngineCoreOutputs:
             outputs = get_output()
-            self.tokens += sum(len(output.new_token_ids) for output in outputs.outputs)
+            for output in outputs.outputs:
+                self.tokens += len(output.new_token_ids)
+                if output.new_logprobs is None:
+                    continue
+                processor = states[output.request_id].logprobs_processor
+                if processor.num_logprobs == 0:  # of the sampled token only
+                    processor.cumulative_logprob += float(output.new_logprobs.logprobs[:, 0].sum())
+                    output.new_logprobs = None
             return outputs
 
-        core.get_output = counted
+        core.get_output = watched
 
 
-def _completion(key: str, token_ids: Sequence[int], finish_reason: str | None) -> Completion:
+def _reply(request: EngineRequest, output: RequestOutput) -> list[Any]:
+    samples = sorted(output.outputs, key=lambda sample: sample.index)
+    completions = [_completion(output.request_id, sample) for sample in samples]
+    match request:
+        case Sample():
+            return completions
+        case ScoreLabels():
+            at = samples[0].logprobs[0]
+            return _renormalised([at[label].logprob for label in request.labels])
+        case ScoreSpans():
+            positions = zip(request.ids[1:], output.prompt_logprobs[1:], strict=True)
+            logprobs = [at[token].logprob for token, at in positions]
+            return [math.fsum(logprobs[start - 1 : end - 1]) for start, end in request.spans]
+
+
+def _completion(key: str, sample: CompletionOutput) -> Completion:
     try:
-        reason = FinishReason(str(finish_reason))
+        reason = FinishReason(str(sample.finish_reason))
     except ValueError:
-        raise RuntimeError(f"vLLM ended request {key} with `{finish_reason}`") from None
-    return Completion(tuple(token_ids), reason)
+        raise RuntimeError(f"vLLM ended request {key} with `{sample.finish_reason}`") from None
+    return Completion(tuple(sample.token_ids), reason, sample.cumulative_logprob)
+
+
+def _renormalised(logprobs: Sequence[float]) -> list[float]:
+    """Log-probabilities among these alone."""
+    most = max(logprobs)
+    total = most + math.log(math.fsum(math.exp(value - most) for value in logprobs))
+    return [value - total for value in logprobs]

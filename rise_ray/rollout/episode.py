@@ -1,21 +1,22 @@
-"""One episode as a pure state machine: it says what to sample and what to check, and when it ends.
+"""One episode as a pure state machine: it says what it wants to know, and when it ends.
 
-It owns no engine, actor or clock. `rise_ray.rollout.worker` feeds it completions and verdicts:
+It owns no engine, actor or clock. `rise_ray.rollout.worker` has its requests answered:
 
     requests = episode.start()
-    checks = episode.completed(request, completions)     # responses to verify
-    requests = episode.verified(request, verdicts)       # the next turn, or nothing
+    requests = episode.reply(request, reply)     # what is wanted next, or nothing
     if episode.done: episode.trajectory()
 
-Candidates of a state never hold up the next turn: both are sampled side by side.
+Candidates of a state, and scores, never hold up the next turn: they are made side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rise_ray.config.settings import SamplingConfig
+from rise_ray.feedback.base import Feedback
 from rise_ray.mdp import (
     Attempt,
     FinishReason,
@@ -23,25 +24,47 @@ from rise_ray.mdp import (
     Outcome,
     Place,
     Problem,
+    Source,
     StopReason,
     Trajectory,
     Turn,
     Verdict,
     derive_seed,
-    state_at,
+    state_ids,
     trajectory_id,
 )
 from rise_ray.rollout.chat import ChatFormat
+from rise_ray.rollout.requests import Check, Completion, Request, Sample, ScoreLabels
+
+_UNCHECKED = Verdict(Outcome.PARTIAL, None, "was not to be checked")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What every response is asked about: the score `name` is how likely the first word is.
+
+    `text` is said as the user's turn after the response; of the answers `words`, one token each,
+    the log-probability of the first among all of them is kept.
+    """
+
+    name: str
+    text: str
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodePlan:
     """What all episodes of a phase have in common.
 
-    `candidates` responses are sampled beside the attempt at every visited state, or only at the
-    first where `first_state_only` (an evaluation's parallel answers). With `last_feedback` the last
-    attempt has its feedback, too. `max_model_len` bounds
-    state plus response, in tokens.
+    `turns` counts those with which an episode starts, too. `candidates` responses are sampled
+    beside the attempt at every visited state, or only at the first where `first_state_only` (an
+    evaluation's parallel answers). With `last_feedback` the last attempt has its feedback, too.
+    `max_model_len` bounds state plus response, in tokens. `feedback` names what is said between
+    turns (`rise_ray.feedback.base`).
+
+    A token of `stop` ends a response, too, and belongs to its text. Without `check` responses are
+    no final answers, and no verifier sees them. `role` names who writes them; `question` is asked
+    about each.
     """
 
     run: str
@@ -55,6 +78,23 @@ class EpisodePlan:
     last_feedback: bool
     sampling: SamplingConfig
     max_model_len: int
+    feedback: str = "constant"
+    stop: tuple[int, ...] = ()
+    check: bool = True
+    role: str = "policy"
+    question: Question | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where an episode begins: after `turns`, with the first tokens of the next response.
+
+    Each turn has the `feedback_ids` that follow it; `opening_ids` begin the first attempt that is
+    sampled, and the candidates of its state.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    opening_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +105,21 @@ class EpisodeSpec:
     problem: Problem
     sample: int
     prompt: tuple[Message, ...]
-    feedback: str
+    feedback: Feedback
+    start: Start = Start()
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.start.turns) >= self.plan.turns:
+            raise ValueError(
+                f"{self.id}: starts after {len(self.start.turns)} turns of {self.plan.turns}"
+            )
 
     @property
     def id(self) -> str:
         """The id its trajectory will have."""
         plan = self.plan
         return trajectory_id(plan.run, plan.place, self.problem.id, self.sample)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """`n` responses wanted to one state. `candidates` tells the improvement from the attempt."""
-
-    turn: int
-    candidates: bool
-    prompt_ids: tuple[int, ...]
-    n: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One sampled response, before it is checked."""
-
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    text: str
-    completion: Completion
-    seed: int
 
 
 class Episode:
@@ -108,55 +130,42 @@ class Episode:
         self._chat = chat
         self._weight_version = weight_version
         self._prompt_ids = chat.prompt_ids(spec.prompt)
-        self._turns: list[Turn] = []
+        self._turns = [_given(turn) for turn in spec.start.turns]
+        self._unchecked: dict[tuple[int, bool], list[Attempt]] = {}
         self._candidates: dict[int, tuple[Attempt, ...]] = {}
-        self._unverified: dict[tuple[int, bool], list[_Response]] = {}
+        self._scores: dict[tuple[int, int], dict[str, float]] = {}
+        self._labels: tuple[int, ...] = ()
+        self._reserved = 0
+        if question := spec.plan.question:
+            self._labels = chat.label_ids(question.words)
+            self._reserved = len(chat.feedback_ids(spec.prompt, question.text, ())) + 1
         self._open = 0
         self._stop: StopReason | None = None
         self._error: str | None = None
 
     @property
     def done(self) -> bool:
-        """Whether it has ended and every response it asked for has its verdict."""
+        """Whether it has ended and every request of its has its reply."""
         return self._stop is not None and self._open == 0
 
     def start(self) -> list[Request]:
         """What to sample first; nothing, and it is done, where the prompt leaves no room."""
-        return self._visit(0) or self._end(StopReason.CONTEXT_OVERFLOW)
+        requests = self._visit(len(self._turns)) or self._end(StopReason.CONTEXT_OVERFLOW)
+        self._open += len(requests)
+        return requests
 
-    def completed(self, request: Request, completions: Sequence[Completion]) -> list[str]:
-        """Take sampled responses; return their texts, to be verified in this order."""
-        responses = [
-            _Response(
-                self._chat.text(c.token_ids, c.finish_reason),
-                c,
-                request.seed + index,
-            )
-            for index, c in enumerate(completions)
-        ]
-        self._unverified[request.turn, request.candidates] = responses
-        return [response.text for response in responses]
-
-    def verified(self, request: Request, verdicts: Sequence[Verdict]) -> list[Request]:
-        """Take the verdicts on `completed`'s texts; return what to sample next."""
+    def reply(self, request: Request, reply: Sequence[Any]) -> list[Request]:
+        """Take the reply to one of its requests (see there); return what is wanted next."""
         self._open -= 1
-        responses = self._unverified.pop((request.turn, request.candidates))
-        attempts = tuple(
-            Attempt(
-                text=response.text,
-                token_ids=response.completion.token_ids,
-                finish_reason=response.completion.finish_reason,
-                verdict=verdict,
-                weight_version=self._weight_version,
-                seed=response.seed,
-            )
-            for response, verdict in zip(responses, verdicts, strict=True)
-        )
-        if request.candidates:
-            self._candidates[request.turn] = attempts
-            return []
-        self._turns.append(Turn(attempts[0]))
-        return self._after_attempt(attempts[0])
+        match request:
+            case Sample():
+                requests = self._sampled(request, reply)
+            case Check():
+                requests = self._checked(request, reply)
+            case ScoreLabels():
+                requests = self._scored(request, reply)
+        self._open += len(requests)
+        return requests
 
     def trajectory(self) -> Trajectory:
         """The finished episode."""
@@ -170,14 +179,67 @@ class Episode:
             problem=self.spec.problem,
             sample=self.spec.sample,
             prompt_ids=self._prompt_ids,
-            turns=tuple(
-                replace(turn, candidates=self._candidates.get(index, ()))
-                for index, turn in enumerate(self._turns)
-            ),
+            turns=tuple(self._turn(number, turn) for number, turn in enumerate(self._turns)),
             stop_reason=self._stop,
             window=plan.window,
             error=self._error,
+            source=self.spec.source,
+            feedback=self.spec.feedback.name,
         )
+
+    def _sampled(self, request: Sample, completions: Sequence[Completion]) -> list[Request]:
+        responses = [self._response(request, n, c) for n, c in enumerate(completions)]
+        self._unchecked[request.turn, request.candidates] = responses
+        asked = self._ask(request, responses)
+        check = Check(request.turn, request.candidates, tuple(r.text for r in responses))
+        if self.spec.plan.check:
+            return [check, *asked]
+        return [*self._checked(check, [_UNCHECKED] * len(responses)), *asked]
+
+    def _response(self, request: Sample, number: int, completion: Completion) -> Attempt:
+        ids = (*request.opening_ids, *completion.token_ids)
+        ended = completion.finish_reason is FinishReason.STOP
+        return Attempt(
+            text=self._chat.text(ids, ended and ids[-1] not in request.stop),
+            token_ids=ids,
+            finish_reason=completion.finish_reason,
+            verdict=_UNCHECKED,
+            weight_version=self._weight_version,
+            seed=request.seed + number,
+            scores={"logprob": completion.logprob},
+            role=self.spec.plan.role,
+            given=len(request.opening_ids),
+        )
+
+    def _ask(self, request: Sample, responses: Sequence[Attempt]) -> list[Request]:
+        question = self.spec.plan.question
+        if question is None:
+            return []
+        asked: list[Request] = []
+        for number, response in enumerate(responses, start=0 if request.candidates else -1):
+            ids = response.token_ids
+            said = self._chat.feedback_ids(self.spec.prompt, question.text, ids)
+            state = (*request.state_ids, *ids, *said)
+            asked.append(ScoreLabels(request.turn, number, state, self._labels))
+        return asked
+
+    def _scored(self, request: ScoreLabels, logprobs: Sequence[float]) -> list[Request]:
+        question = self.spec.plan.question
+        assert question is not None
+        self._scores[request.turn, request.candidate] = {question.name: logprobs[0]}
+        return []
+
+    def _checked(self, request: Check, verdicts: Sequence[Verdict]) -> list[Request]:
+        responses = self._unchecked.pop((request.turn, request.candidates))
+        attempts = tuple(
+            replace(response, verdict=verdict)
+            for response, verdict in zip(responses, verdicts, strict=True)
+        )
+        if request.candidates:
+            self._candidates[request.turn] = attempts
+            return []
+        self._turns.append(Turn(attempts[0]))
+        return self._after_attempt(attempts[0])
 
     def _after_attempt(self, attempt: Attempt) -> list[Request]:
         plan = self.spec.plan
@@ -189,9 +251,14 @@ class Episode:
             return self._end(StopReason.SUCCESS)
         if turn == plan.turns and not plan.last_feedback:
             return self._end(StopReason.MAX_TURNS)
-        feedback = self._chat.feedback_ids(self.spec.prompt, self.spec.feedback, attempt.token_ids)
+        feedback = self.spec.feedback
+        said = feedback.text(self.spec.problem, attempt)
+        if said is None:
+            reason = f"feedback `{feedback.name}`: verifier: {attempt.verdict.reason}"
+            return self._end(StopReason.ERROR, reason)
         last = self._turns[-1]
-        self._turns[-1] = replace(last, feedback_ids=feedback)
+        ids = self._chat.feedback_ids(self.spec.prompt, said, attempt.token_ids)
+        self._turns[-1] = replace(last, feedback_ids=ids)
         if turn == plan.turns:
             return self._end(StopReason.MAX_TURNS)
         requests = self._visit(turn)
@@ -201,16 +268,32 @@ class Episode:
         return requests
 
     def _visit(self, turn: int) -> list[Request]:
-        plan = self.spec.plan
-        ids = state_at(self._prompt_ids, self._turns, turn, plan.window).token_ids
-        if len(ids) + plan.sampling.max_tokens > plan.max_model_len:
+        plan, first = self.spec.plan, turn == len(self.spec.start.turns)
+        ids = state_ids(self._prompt_ids, self._turns, turn, plan.window)
+        opening = self.spec.start.opening_ids if first else ()
+        sampled = plan.sampling.max_tokens + self._reserved
+        if len(ids) + len(opening) + sampled > plan.max_model_len:
             return []
-        requests = [Request(turn, False, ids, 1, self._seed(turn, "attempt"))]
-        if plan.candidates and (turn == 0 or not plan.first_state_only):
-            seed = self._seed(turn, "candidates")
-            requests.append(Request(turn, True, ids, plan.candidates, seed))
-        self._open += len(requests)
-        return requests
+        wanted = [(False, 1, "attempt")]
+        if plan.candidates and (first or not plan.first_state_only):
+            wanted.append((True, plan.candidates, "candidates"))
+        return [
+            Sample(turn, beside, ids, n, self._seed(turn, role), plan.sampling, plan.stop, opening)
+            for beside, n, role in wanted
+        ]
+
+    def _turn(self, number: int, turn: Turn) -> Turn:
+        """With its candidates, and all scores."""
+        candidates = self._candidates.get(number, ())
+        return replace(
+            turn,
+            attempt=self._with_scores(turn.attempt, number, -1),
+            candidates=tuple(self._with_scores(c, number, n) for n, c in enumerate(candidates)),
+        )
+
+    def _with_scores(self, attempt: Attempt, turn: int, candidate: int) -> Attempt:
+        more: Mapping[str, float] = self._scores.get((turn, candidate), {})
+        return replace(attempt, scores={**attempt.scores, **more}) if more else attempt
 
     def _seed(self, turn: int, role: str) -> int:
         spec, plan, place = self.spec, self.spec.plan, self.spec.plan.place
@@ -221,6 +304,12 @@ class Episode:
     def _end(self, reason: StopReason, error: str | None = None) -> list[Request]:
         self._stop, self._error = reason, error
         return []
+
+
+def _given(turn: Turn) -> Turn:
+    """A turn of another episode: nothing of it is sampled again, its candidates stay there."""
+    attempt = replace(turn.attempt, given=len(turn.attempt.token_ids))
+    return replace(turn, attempt=attempt, candidates=())
 
 
 def failed_trajectory(spec: EpisodeSpec, reason: str) -> Trajectory:
@@ -236,4 +325,6 @@ def failed_trajectory(spec: EpisodeSpec, reason: str) -> Trajectory:
         stop_reason=StopReason.ERROR,
         window=spec.plan.window,
         error=reason,
+        source=spec.source,
+        feedback=spec.feedback.name,
     )

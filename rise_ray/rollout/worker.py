@@ -18,11 +18,12 @@ import ray
 
 from rise_ray.config.settings import ModelConfig, SyncConfig, WorkersConfig
 from rise_ray.errors import SyncError
-from rise_ray.mdp import Trajectory, Verdict, WeightVersion
+from rise_ray.mdp import Trajectory, WeightVersion
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.rollout.chat import load_chat
 from rise_ray.rollout.engine import Engine
-from rise_ray.rollout.episode import Completion, Episode, EpisodeSpec, Request
+from rise_ray.rollout.episode import Episode, EpisodeSpec
+from rise_ray.rollout.requests import Check, Request
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
     ParityReference,
@@ -151,31 +152,28 @@ class RolloutWorker(WeightReceiver):
         until = time.monotonic() + _EXCHANGE_S
         while self._episodes and time.monotonic() < until:
             if self._engine.busy:
-                for key, completions in self._engine.step():
-                    self._completed(key, completions)
+                for key, reply in self._engine.step():
+                    self._reply(*self._requests.pop(key), reply)
             wait_s = 0.0 if self._engine.busy else _VERIFIER_WAIT_S
             for (episode, request), verdicts in self._verification.poll(wait_s):
-                self._verified(episode, request, verdicts)
+                self._reply(episode, request, verdicts)
         finished, self._finished = self._finished, []
         seconds = time.monotonic() - started
         node = ray.get_runtime_context().get_node_id()
         return Progress(finished, self._engine.busy, self._engine.tokens, seconds, node)
 
+    def _reply(self, episode: Episode, request: Request, reply: Sequence[Any]) -> None:
+        self._proceed(episode, episode.reply(request, reply))
+
     def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:
-            key = str(next(self._keys))
-            self._requests[key] = (episode, request)
-            sampling = episode.spec.plan.sampling
-            self._engine.submit(key, request, sampling, self._chat.end_of_turn)
+            if isinstance(request, Check):
+                items = [(episode.spec.problem, text) for text in request.texts]
+                self._verification.add((episode, request), items)
+            else:
+                key = str(next(self._keys))
+                self._requests[key] = (episode, request)
+                self._engine.submit(key, request, self._chat.end_of_turn)
         if episode.done:
             self._episodes -= 1
             self._finished.append(episode.trajectory())
-
-    def _completed(self, key: str, completions: Sequence[Completion]) -> None:
-        episode, request = self._requests.pop(key)
-        texts = episode.completed(request, completions)
-        problem = episode.spec.problem
-        self._verification.add((episode, request), [(problem, text) for text in texts])
-
-    def _verified(self, episode: Episode, request: Request, verdicts: Sequence[Verdict]) -> None:
-        self._proceed(episode, episode.verified(request, verdicts))

@@ -98,6 +98,7 @@ def roll_plan(config: RunConfig, spec: Roll, candidates: int) -> EpisodePlan:
         candidates=candidates if episodes.candidates is None else episodes.candidates,
         first_state_only=episodes.first_state_only,
         last_feedback=episodes.last_feedback,
+        feedback=episodes.feedback,
         sampling=config.rollout.sampling,
         max_model_len=config.model.max_model_len,
     )
@@ -116,6 +117,7 @@ def eval_plan(config: RunConfig, place: Place) -> EpisodePlan:
         candidates=protocol.parallel,
         first_state_only=True,
         last_feedback=False,
+        feedback=protocol.feedback,
         sampling=protocol.sampling,
         max_model_len=config.model.max_model_len,
     )

@@ -40,6 +40,7 @@ class Episodes:
             the track which this one is compared with sampled in the iteration.
         first_state_only: candidates at the first state only, not at every visited one.
         last_feedback: the last attempt has feedback after it, too.
+        feedback: what is said between turns, by its name.
         teacher: who answers in the visited states instead of the model.
     """
 
@@ -49,6 +50,7 @@ class Episodes:
     candidates: int | None = 0
     first_state_only: bool = False
     last_feedback: bool = False
+    feedback: str = "constant"
     teacher: TeacherConfig = _NOBODY
 
 

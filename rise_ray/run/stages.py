@@ -56,7 +56,8 @@ from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import parity_sequences
 from rise_ray.tasks import load_task
-from rise_ray.train.job import TrainJob, train
+from rise_ray.train.job import train
+from rise_ray.train.task import TrainJob
 
 Result = dict[str, Any]
 
@@ -172,7 +173,7 @@ class Stages:
             spec.model,
             protocol.split,
             self._result(spec.place, counts["parts_sha256"]),
-            feedback=self.task.feedback(problems[0]),
+            feedback=protocol.feedback,
             window=protocol.window,
             sampling=protocol.sampling.model_dump(),
         )
@@ -270,6 +271,7 @@ class Stages:
         token_budget: int | None,
         log: PhaseLog,
     ) -> Result:
+        chat = self._chat(start)
         job = TrainJob(
             name=name,
             config=settings,
@@ -281,7 +283,8 @@ class Stages:
             token_budget=token_budget,
             dtype=self.config.model.dtype,
             trust_remote_code=self.config.model.trust_remote_code,
-            parity_sequences=self._probe(self._chat(start)),
+            parity_sequences=self._probe(chat),
+            chat_template=chat.tokenizer.chat_template,
             card=self._card(name, start.checkpoint),
             log=log,
         )

@@ -103,8 +103,8 @@ class PartLengths:
 
 
 def loss_token_count(spans: Iterable[Span]) -> int:
-    """Tokens that carry loss: those in spans, without the first token, which has no prefix."""
-    return sum(span.end - max(span.start, 1) for span in spans if span.end > 1)
+    """Tokens that carry loss: those in spans with a weight, but not the first: it has no prefix."""
+    return sum(span.end - max(span.start, 1) for span in spans if span.end > 1 and span.weight)
 
 
 def examples_to_table(examples: Sequence[Example]) -> pa.Table:

@@ -44,7 +44,10 @@ def from_bytes(
     file = pq.ParquetFile(io.BytesIO(content))
     found, expected = (_version(s) for s in (file.schema_arrow, schema))
     if found != expected:
-        raise StoreError(f"{where}: of schema version {found}; this rise-ray reads {expected}")
+        raise StoreError(
+            f"{where}: of schema version {found}; this rise-ray reads {expected}: go on with the "
+            "rise-ray that wrote it, or start a run of another `name`"
+        )
     if not file.schema_arrow.equals(schema):
         raise StoreError(f"{where}: its columns are not those of its schema version")
     return file.read(columns=columns)

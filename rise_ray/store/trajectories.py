@@ -25,6 +25,7 @@ from rise_ray.mdp import (
     Outcome,
     Place,
     Problem,
+    Source,
     StopReason,
     Trajectory,
     Turn,
@@ -54,11 +55,15 @@ _ATTEMPT = pa.struct(
         ("verdict", _VERDICT),
         ("weight_version", pa.int32()),
         ("seed", pa.int64()),
+        ("scores", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
+        ("role", pa.string()),
+        ("given", pa.int32()),
     ]
 )
 _TURN = pa.struct(
     [("attempt", _ATTEMPT), ("candidates", pa.list_(_ATTEMPT)), ("feedback_ids", _TOKENS)]
 )
+_SOURCE = pa.struct([("trajectory_id", pa.string()), ("turn", pa.int32()), ("token", pa.int32())])
 _PROBLEM = pa.struct(
     [
         ("id", pa.string()),
@@ -84,6 +89,8 @@ TRAJECTORY_SCHEMA = pa.schema(
         ("stop_reason", pa.string()),
         ("window", pa.int32()),
         ("error", pa.string()),
+        ("source", _SOURCE),
+        ("feedback", pa.string()),
     ],
     metadata={"schema_version": SCHEMA_VERSION},
 )
@@ -119,6 +126,8 @@ def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
         stop_reason=StopReason(row["stop_reason"]),
         window=row["window"],
         error=row["error"],
+        source=None if row["source"] is None else Source(**row["source"]),
+        feedback=row["feedback"],
     )
 
 
@@ -293,6 +302,9 @@ def _attempt(row: dict[str, Any]) -> Attempt:
         verdict=Verdict(**{**verdict, "outcome": Outcome(verdict["outcome"])}),
         weight_version=row["weight_version"],
         seed=row["seed"],
+        scores={score["name"]: score["value"] for score in row["scores"]},
+        role=row["role"],
+        given=row["given"],
     )
 
 
@@ -302,7 +314,10 @@ def _storable(value: Any) -> Any:
     Text that is not valid Unicode (lone surrogates) cannot be stored as UTF-8: it is escaped.
     """
     if is_dataclass(value):
-        return {field.name: _storable(getattr(value, field.name)) for field in fields(value)}
+        row = {field.name: _storable(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, Attempt):
+            row["scores"] = [{"name": n, "value": v} for n, v in sorted(value.scores.items())]
+        return row
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from rise_ray.config.base import Settings
 from rise_ray.errors import DataError
+from rise_ray.feedback.oracle import Oracle
 from rise_ray.mdp import Message, Outcome, Problem, Verdict, derive_seed
 from rise_ray.tasks.arithmetic import apply, parse_expression
 from rise_ray.tasks.boxed import last_boxed
@@ -30,6 +31,7 @@ VALUES = range(1, 100)
 TARGETS = range(10, 100)
 OPERATORS = "+-*"
 FEEDBACK = "Please check and try again ."
+ORACLE = Oracle(right="correct .", wrong="Please try again .")
 WORDS = (
     *("Use", "and", "to", "make", ".", "+", "-", "*", "=", ",", "(", ")", r"\boxed{", "}"),
     *("correct", "too", "low", "high", "Please", "check", "try", "again"),
@@ -129,6 +131,10 @@ class Countdown(Settings):
     def feedback(self, problem: Problem) -> str:
         """The same for every problem and after right and wrong answers."""
         return FEEDBACK
+
+    def own_feedback(self, problem: Problem) -> dict[str, Oracle]:
+        """The oracle in words that the closed vocabulary has."""
+        return {"oracle": ORACLE}
 
     def check(self, problem: Problem, response: str) -> Verdict:
         """Judge the boxed expression: the given numbers, each once, and the target's value.

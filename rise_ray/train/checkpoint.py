@@ -17,7 +17,7 @@ import torch.distributed as dist
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import PARITY_FILE, SCHEMA_VERSION
 from rise_ray.train.engine import model_source
-from rise_ray.train.job import TrainJob, WorkerTask
+from rise_ray.train.task import TrainJob, WorkerTask
 
 
 def export_checkpoint(model: Any, task: WorkerTask, seconds: float) -> None:
@@ -103,6 +103,7 @@ def _write_model(
     tokenizer = AutoTokenizer.from_pretrained(
         model_source(job.base), trust_remote_code=job.trust_remote_code
     )
+    tokenizer.chat_template = job.chat_template
     tokenizer.save_pretrained(path)
 
 

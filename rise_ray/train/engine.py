@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import uses_bfloat16
-from rise_ray.train.job import TrainJob
 from rise_ray.train.loss import WeightedLoss
-from rise_ray.train.schedule import lr_factor
+from rise_ray.train.task import STATE_VERSION, TrainJob
+
+TAG = "state"
+"""The folder of a state in a checkpoint of Ray Train's."""
 
 
 def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) -> tuple[Any, Any]:
@@ -51,6 +56,19 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
     return engine, keep_alive
 
 
+def lr_factor(step: int, steps: int, warmup_ratio: float, min_ratio: float) -> float:
+    """The learning rate of step `step` (from 0) of `steps`, as a share of the peak.
+
+    Unlike transformers' schedules the first step's is not 0: a step that changes nothing would
+    be a large part of a short run.
+    """
+    warmup = math.ceil(warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def take_over_process_group() -> None:
     """Have DeepSpeed use torch's process group, which Ray Train has started."""
     import deepspeed
@@ -69,6 +87,32 @@ def _gather_whole_layers(model: Any) -> None:
     layers = {type(module) for module in model.modules() if type(module).__name__ in names}
     if layers:
         set_z3_leaf_modules(model, list(layers))
+
+
+def load_state(engine: Any, path: str) -> dict[str, Any]:
+    """Bring `engine` to the state that it saved under `path`; returns the caller's part of it.
+
+    DeepSpeed writes its states by `torch.save` and reads them as pickles that may run anything.
+    They lie in the run folder, so torch is told to refuse all but the types that such a state
+    consists of: tensors and numbers, never code.
+
+    Raises:
+        pickle.UnpicklingError: the file holds anything but a state.
+        StoreError: the state is of another schema version.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    # For the rest of this process: it overrides the `weights_only=False` of DeepSpeed's reader.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum])
+    _, state = engine.load_checkpoint(path, tag=TAG)
+    if state.get("schema_version") != STATE_VERSION:
+        raise StoreError(
+            f"{path}: a training's state of schema version {state.get('schema_version')}; this "
+            f"rise-ray reads {STATE_VERSION}; delete it to train from the start"
+        )
+    return dict(state)
 
 
 def model_source(base: str) -> str:

@@ -18,10 +18,10 @@ from rise_ray.config.loading import may_change
 from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import TrainError
 from rise_ray.store.files import Folder
+from rise_ray.train.task import STATE_VERSION, WorkerTask
 
 if TYPE_CHECKING:
-    from rise_ray.train.job import WorkerTask
-    from rise_ray.train.trainer import StoppableTrainer
+    from rise_ray.train.ray_train import StoppableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) ->
     import ray.train
     from ray.exceptions import RayActorError
 
-    from rise_ray.train.heartbeat import start_heartbeat, watched
+    from rise_ray.cluster.heartbeat import start_heartbeat, watched
 
     job, heartbeat = task.job, start_heartbeat()
     deadline_s = job.config.progress_deadline_s
@@ -109,8 +109,7 @@ def _trainer(task: WorkerTask, storage: Folder, name: str, heartbeat: Any) -> St
     import ray.train
 
     from rise_ray.train.loop import train_worker
-    from rise_ray.train.rendezvous import Rendezvous
-    from rise_ray.train.trainer import StoppableTrainer
+    from rise_ray.train.ray_train import Rendezvous, StoppableTrainer
 
     config = task.job.config
     return StoppableTrainer(
@@ -140,12 +139,10 @@ def _trainer(task: WorkerTask, storage: Folder, name: str, heartbeat: Any) -> St
 
 def _run_name(task: WorkerTask) -> str:
     """Ray Train resumes a run by its name: one that trains on anything else gets another."""
-    from rise_ray.train.state import SCHEMA_VERSION
-
     job = task.job
     settings = job.config.model_dump(mode="json").items()
     facts = [
-        SCHEMA_VERSION,
+        STATE_VERSION,
         job.base,
         job.seed,
         job.token_budget,

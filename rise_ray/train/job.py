@@ -9,9 +9,7 @@ Runs on the Ray that the caller is connected to. The driver makes the packing pl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import ConfigError, TrainError
@@ -20,78 +18,7 @@ from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import deepspeed_config, uses_bfloat16
 from rise_ray.train.fit import fit
 from rise_ray.train.packing import ExampleTooLongError, PackingPlan, plan_epochs, plan_tokens
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """Everything a training depends on."""
-
-    name: str
-    """Unique under `storage`, for example `iteration=1`."""
-    config: TrainConfig
-    base: str
-    """The model to start from: a Hugging Face folder, a URI of one, or a hub name."""
-    examples: str
-    """The examples folder (`rise_ray.store.examples`)."""
-    output: str
-    """The checkpoint folder to write; it appears whole or not at all."""
-    storage: str
-    """Ray Train's own files: states that a failed run resumes from; removed at the end."""
-    seed: int
-    """Of the packing plan."""
-    token_budget: int | None
-    """Train on this many tokens (no padding), rounded to whole steps, instead of `epochs`."""
-    dtype: Literal["auto", "float32", "bfloat16"]
-    """Of the written checkpoint; `auto`: what is trained in."""
-    trust_remote_code: bool
-    parity_sequences: tuple[tuple[int, ...], ...]
-    """Token ids whose log-probabilities under the final weights go into `parity.json`."""
-    card: dict[str, str]
-    """Facts for the model card."""
-    log: Callable[[dict[str, object]], None] | None = None
-    """Called on rank 0 about every 2 s with since_step, step, steps, loss, lr, grad_norm,
-    tokens_per_s. The loss is the mean of the steps after `since_step`, up to `step`; a training
-    that goes on from a state calls first with the state's step as `since_step`."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training did. Losses are means over the first and the last tenth of the steps."""
-
-    steps: int
-    tokens: int
-    """Trained on, without padding, over all ranks and epochs."""
-    loss_tokens: int
-    seconds: float
-    """Of the steps alone, without start-up and checkpoint (of the last start, if it resumed)."""
-    total_seconds: float
-    first_loss: float
-    last_loss: float
-    tokens_per_second: float
-    resumed_at: int
-    """The step that the last start went on from; 0 if no worker failed."""
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """What each rank is sent."""
-
-    job: TrainJob
-    manifest: ExampleManifest
-    plan: PackingPlan
-    deepspeed: dict[str, Any]
-    dtype: Literal["float32", "bfloat16"]
-    """Of the written checkpoint."""
-
-
-@dataclass(frozen=True)
-class WorkerResult:
-    """What rank 0 returns; `error` is set where a repeat could only fail the same way."""
-
-    error: str | None = None
-    losses: list[float] = field(default_factory=list)
-    resumed_at: int = 0
-    seconds: float = 0.0
+from rise_ray.train.task import TrainJob, TrainResult, WorkerResult, WorkerTask
 
 
 def train(job: TrainJob) -> TrainResult:
@@ -103,8 +30,8 @@ def train(job: TrainJob) -> TrainResult:
     each token after a sequence's first.
 
     Raises:
-        TrainError: no examples, one longer than a row, a non-finite loss or gradient, or
-            workers that failed more than `max_failures` times.
+        TrainError: no examples, one longer than a row, a loss that is not finite, too many steps
+            in a row whose gradient is not, or workers that failed more than `max_failures` times.
         ConfigError: the DeepSpeed settings contradict the rest.
         StoreError: a folder cannot be read or written.
     """
@@ -131,6 +58,7 @@ def train(job: TrainJob) -> TrainResult:
         last_loss=sum(result.losses[-tenth:]) / tenth,
         tokens_per_second=trained / result.seconds,
         resumed_at=result.resumed_at,
+        skipped_steps=result.skipped_steps,
     )
 
 

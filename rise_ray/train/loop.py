@@ -1,7 +1,7 @@
 """What every rank runs: DeepSpeed ZeRO-3 over the steps of the packing plan.
 
 All ranks take every step together: they have the same number of passes by construction of the
-plan, and whatever decides how to go on (a non-finite gradient, the time for a state) is agreed
+plan, and whatever decides how to go on (a loss that is not finite, the time for a state) is agreed
 by all of them, since a rank that left alone would leave the others waiting in a collective.
 """
 
@@ -19,17 +19,16 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
+from rise_ray.cluster.heartbeat import Beat
 from rise_ray.mdp import derive_seed
 from rise_ray.store.examples import read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.checkpoint import export_checkpoint
 from rise_ray.train.data import RowBatch, stream_rows
 from rise_ray.train.deepspeed_config import passes_per_step
-from rise_ray.train.engine import quiet_libraries, start_engine
-from rise_ray.train.heartbeat import Beat
-from rise_ray.train.job import WorkerResult, WorkerTask
+from rise_ray.train.engine import TAG, load_state, quiet_libraries, start_engine
 from rise_ray.train.packing import Share
-from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state
+from rise_ray.train.task import STATE_VERSION, WorkerResult, WorkerTask
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
@@ -51,16 +50,16 @@ def train_worker(config: dict[str, Any]) -> WorkerResult:
     run.resume()
     try:
         run.steps()
-    except _NonFiniteError as error:
+    except _NoUseToRepeatError as error:
         # The same on every rank and on every repeat: a result, or Ray Train would try again.
         return WorkerResult(error=str(error))
     export_checkpoint(engine.module.model, task, run.seconds)
     del keep_alive
-    return WorkerResult(None, run.losses, run.resumed_at, run.seconds)
+    return WorkerResult(None, run.losses, run.resumed_at, run.skipped, run.seconds)
 
 
-class _NonFiniteError(Exception):
-    pass
+class _NoUseToRepeatError(Exception):
+    """What every rank meets alike, and would again."""
 
 
 class _Run:
@@ -74,7 +73,11 @@ class _Run:
         self.resumed_at = 0
         self.seconds = 0.0
         self.losses: list[float] = []
+        self.skipped = 0
+        self._skipped_in_a_row = 0
         self._unsynced: list[torch.Tensor] = []
+        self._arrived: list[int] = []
+        """Loss tokens of this rank in the steps that are not synced."""
         self._rank = dist.get_rank()
         self._world_size = dist.get_world_size()
         self._device = get_device()
@@ -88,7 +91,7 @@ class _Run:
             return
         with checkpoint.as_directory() as path:
             state = load_state(self.engine, path)
-        self.step, self.losses = state["step"], state["losses"]
+        self.step, self.losses, self.skipped = (state[k] for k in ("step", "losses", "skipped"))
         self.resumed_at = self._logged_step = self.step
 
     def steps(self) -> None:
@@ -125,11 +128,27 @@ class _Run:
             self.engine.step()
             total += loss.detach()
         self._grad_norm = float(self.engine.get_global_grad_norm())
-        if not math.isfinite(self._grad_norm):
-            what = f"the gradient norm is {self._grad_norm} (this rank's loss {float(total)})"
-            raise _NonFiniteError(self._describe_failure(self.step, what))
         self._unsynced.append(total / self._world_size)
+        self._arrived.append(sum(int(np.count_nonzero(batch.weights)) for batch in passes))
+        self._count_skip(math.isfinite(self._grad_norm))
         self.step += 1
+
+    def _count_skip(self, taken: bool) -> None:
+        """ZeRO-3 skips a step whose gradient is not finite, on all ranks alike.
+
+        It leaves the learning rate where it was, which here is a function of the step.
+        """
+        if taken:
+            self._skipped_in_a_row = 0
+            return
+        self.engine.lr_scheduler.step()
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        most = self.task.job.config.max_skipped_steps
+        if self._skipped_in_a_row > most:
+            what = f"the gradient is not finite, as in the {most} steps before it"
+            self._share(due=False)  # a loss that is not finite either says more
+            raise _NoUseToRepeatError(self._describe_failure(self.step, what))
 
     def _tensors(self, batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (
@@ -143,26 +162,40 @@ class _Run:
         """Sum and check the losses, log, and save a state if rank 0 finds it due."""
         now = time.monotonic()
         due = self._rank == 0 and now - self._saved_at > self.task.job.config.checkpoint_every_s
-        shared = torch.stack([*self._unsynced, torch.tensor(float(due), device=self._device)])
-        dist.all_reduce(shared)
-        *losses, save = shared.tolist()
-        self._check(losses)
-        self.losses += losses
-        self._unsynced.clear()
+        save = self._share(due)
         last = self.step == self.task.plan.steps
         if self._rank == 0 and (last or now - self._logged_at > LOG_EVERY_S):
             self._log(now)
         if save and not last:
             self._save()
 
-    def _check(self, losses: list[float]) -> None:
-        """Losses of the ranks together: one rank's alone the others would not know of.
+    def _share(self, due: bool) -> bool:
+        """Sum and check what the ranks found since the last time; whether one of them is `due`."""
+        counts = torch.tensor([*self._arrived, due], dtype=torch.float64, device=self._device)
+        shared = torch.cat([torch.stack(self._unsynced).double(), counts])
+        dist.all_reduce(shared)
+        *found, save = shared.tolist()
+        losses, arrived = found[: len(self._unsynced)], found[len(self._unsynced) :]
+        self._check(losses, arrived)
+        self.losses += losses
+        self._unsynced.clear()
+        self._arrived.clear()
+        return bool(save)
+
+    def _check(self, losses: list[float], arrived: list[float]) -> None:
+        """Losses and loss tokens of the ranks together: one rank's alone the others do not know.
 
         A loss can be infinite where no gradient is: that of a token whose logit is -inf.
         """
-        for step, loss in enumerate(losses, start=len(self.losses)):
+        for step, (loss, tokens) in enumerate(
+            zip(losses, arrived, strict=True), start=len(self.losses)
+        ):
+            planned = int(self.task.plan.loss_tokens[step])
+            if tokens != planned:
+                what = f"{int(tokens)} loss tokens arrived, {planned} were planned"
+                raise _NoUseToRepeatError(self._describe_failure(step, what))
             if not math.isfinite(loss):
-                raise _NonFiniteError(self._describe_failure(step, f"the loss is {loss}"))
+                raise _NoUseToRepeatError(self._describe_failure(step, f"the loss is {loss}"))
 
     def _log(self, now: float) -> None:
         if self.task.job.log is not None:
@@ -176,6 +209,7 @@ class _Run:
                     "loss": sum(losses) / len(losses),
                     "lr": float(self.engine.get_lr()[0]),
                     "grad_norm": self._grad_norm,
+                    "skipped_steps": self.skipped,
                     "tokens_per_s": float(self.task.plan.tokens[window].sum())
                     / max(now - self._logged_at, 1e-9),
                 }
@@ -184,7 +218,12 @@ class _Run:
 
     def _save(self) -> None:
         with tempfile.TemporaryDirectory() as path:
-            state = {"schema_version": SCHEMA_VERSION, "step": self.step, "losses": self.losses}
+            state = {
+                "schema_version": STATE_VERSION,
+                "step": self.step,
+                "losses": self.losses,
+                "skipped": self.skipped,
+            }
             self.engine.save_checkpoint(path, tag=TAG, client_state=state)
             ray.train.report(
                 {"step": self.step}, checkpoint=ray.train.Checkpoint.from_directory(path)

@@ -55,7 +55,7 @@ class Audit:
     errors: int = 0
     """Episodes that ended as `error`."""
     verdicts: int = 0
-    """Stored verdicts that are not `error`: each was checked again."""
+    """Stored verdicts of a check that was made and did not fail: each was checked again."""
     verdict_errors: int = 0
     """Stored verdicts that are `error`: lost, since their check failed."""
     unchecked: int = 0
@@ -160,7 +160,7 @@ def _check_again(checker: Checker, trajectories: list[Trajectory], found: Audit)
             for response in (turn.attempt, *turn.candidates):
                 if response.verdict.outcome is Outcome.ERROR:
                     found.verdict_errors += 1
-                else:
+                elif response.verdict.outcome is not Outcome.PARTIAL:
                     stored.append(((trajectory.problem, response.text), response.verdict))
     found.verdicts += len(stored)
     for start in range(0, len(stored), _CHECKED_AT_ONCE):

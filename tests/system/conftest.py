@@ -1,24 +1,33 @@
 """What all system tests share, because starting it dominates their time.
 
-One Ray runtime, two tiny random models, one verifier, one whole run; and a look, at the end, that
-no process of ours is left, and nothing in the user's home. Where pytest has several processes,
-each has its own Ray, and the rest is started in one of them.
+One Ray runtime, two tiny random models, one verifier, one pool, one whole run; and a look, at the
+end, that no process of ours is left, and nothing in the user's home. Where pytest has several
+processes, each has its own Ray, and the rest is started in one of them.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from rise_ray.config.loading import load_config
-from rise_ray.config.settings import ScratchConfig, TaskConfig, VerifyConfig
+from rise_ray.config.settings import (
+    ModelConfig,
+    ScratchConfig,
+    SyncConfig,
+    TaskConfig,
+    VerifyConfig,
+    WorkersConfig,
+)
 from rise_ray.mdp import WeightVersion
 from rise_ray.report.console import Console
+from rise_ray.rollout.pool import RolloutPool
 from rise_ray.run.journal import Run
 from rise_ray.run.stages import Stages
 from rise_ray.run.tracks import execute
@@ -27,6 +36,8 @@ from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
 from tests.system.miniature import JOB, SETTINGS
 from tests.system.processes import descendants, wait_gone
+
+MakePool = Callable[..., RolloutPool]
 
 MAX_MODEL_LEN = 512
 SCRATCH = ScratchConfig(
@@ -43,29 +54,12 @@ SCRATCH = ScratchConfig(
     },
 )
 
-
-SHARED = {
-    "pair": "pool",
-    "models": "sync",
-    "miniature_run": "run",
-    "in_own_process": "state",
-}
-"""Fixtures that are dear to start, and the name of the tests that share them."""
-
 os.environ |= {
     # Actors run at the priority of the tests beside them; Ray's own default would starve them.
     "RAY_worker_niceness": "0",
     # Without a token a local Ray makes one, and keeps it in the user's home for any later Ray.
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what is dear run in the process that started it."""
-    for item in items:
-        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,6 +121,56 @@ def verifiers(ray_runtime: None) -> Iterator[list[VerifierHandle]]:
     yield started
     for verifier in started:
         verifier.stop()
+
+
+@pytest.fixture(scope="session")
+def new_pool(tiny_model: WeightVersion, verifiers: list[Any]) -> MakePool:
+    """Makes pools of one worker each, unless told otherwise; the caller releases them."""
+
+    def make(
+        label: str,
+        sync_deadline_s: float = 600.0,
+        sync_backend: str = "object_store",
+        **workers: object,
+    ) -> RolloutPool:
+        settings = {
+            "num_cpus": 0.3,
+            "vllm": {"enforce_eager": True},
+        }
+        return RolloutPool(
+            tiny_model,
+            ModelConfig(path=tiny_model.checkpoint, max_model_len=MAX_MODEL_LEN),
+            WorkersConfig(**(settings | workers)),
+            SyncConfig(backend=sync_backend, bucket_bytes=64 * 1024, deadline_s=sync_deadline_s),
+            verifiers,
+            seed=0,
+            label=label,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_pool(new_pool: MakePool) -> Iterator[MakePool]:
+    """`new_pool` for one test, which releases them."""
+    pools: list[RolloutPool] = []
+
+    def make(label: str, **settings: Any) -> RolloutPool:
+        pools.append(new_pool(label, **settings))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.release()
+
+
+@pytest.fixture(scope="session")
+def pair(new_pool: MakePool) -> Iterator[RolloutPool]:
+    """A running pool of two workers with version 0. A test that takes one leaves another."""
+    pool = new_pool("pair", min_workers=2, max_workers=2, episodes_in_flight=4, max_attempts=2)
+    pool.wait_ready()
+    yield pool
+    pool.release()
 
 
 def make_version(iteration: int, folder: Path) -> WeightVersion:

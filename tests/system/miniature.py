@@ -28,6 +28,7 @@ SETTINGS = [
     "controls=[{name: rejection_sampling, epochs: equal_tokens}]",
     "rollout.workers.min_workers=1",
     "rollout.workers.max_workers=1",
+    "train.workers=1",  # two train in test_job, test_chaos and test_secrets
     "train.epochs=1",
     "train.batch_tokens=1024",
     "train.rows_per_pass=2",

@@ -30,6 +30,7 @@ CHAOS = [
     "controls=[]",
     "rollout.workers.episodes_in_flight=1",
     "rollout.workers.max_attempts=10",
+    "train.workers=2",
     "train.max_failures=10",
 ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.config.loading import load_config
-from rise_ray.mdp import Place
+from rise_ray.mdp import Place, Trajectory
 from rise_ray.run.journal import Run
 from rise_ray.run.lineage import open_run, trace, training_rows
 from rise_ray.run.tracks import stages_of
@@ -23,13 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROBLEMS = 12
 RECIPE = [
     "recipe={name: 'tests.system.own_recipe:Chains', samples: 3}",
-    "controls=[]",
+    "controls=[{name: rejection_sampling, track: chats, layout: chat, answers: 3, epochs: 1}]",
     "iterations=1",
     f"problems={PROBLEMS}",
     "evaluation.problems=4",
     "rollout.workers.episodes_in_flight=1",  # so that rolling lasts
 ]
-AGAIN = Place("iteration", 1, "ask_again")
+ASK, AGAIN = (Place("iteration", 1, phase) for phase in ("ask", "ask_again"))
+PLACES = [ASK, AGAIN, Place("chats", 1, "collect")]
 
 
 def test_it_is_killed_and_resumed_and_every_row_leads_back(
@@ -58,17 +59,19 @@ def test_it_is_killed_and_resumed_and_every_row_leads_back(
     assert (found.lost, found.unknown, found.doubled, found.doubled_examples) == (0, 0, 0, 0)
 
     record = open_run(run.folder)
-    rolled = {t.id: t for spec in ("ask", "ask_again") for t in read(run, spec)}
+    rolled = {t.id: t for place in PLACES for t in read(run, place)}
     lines = [
         trace(record, row, rolled[row.example.provenance.trajectory_id])
         for row in training_rows(record)
     ]
-    assert {line["rule"] for line in lines} == {"last_attempts"}
-    assert {line["place"] for line in lines} == {"iteration-1/ask", "iteration-1/ask_again"}
-    assert {line["weight"] for line in lines} == {1.0, 1.5}  # two and three turns
+    own = [line for line in lines if line["stage"] == "iteration-1"]
+    assert {line["rule"] for line in own} == {"last_attempts"}
+    assert {line["place"] for line in own} == {"iteration-1/ask", "iteration-1/ask_again"}
+    assert {line["weight"] for line in own} == {1.0, 1.5}  # two and three turns
+    chats = [line for line in lines if line["stage"] == "chats-1"]
+    assert {(line["rule"], line["weight"]) for line in chats} == {("rejection_sampling", 1.0)}
     assert wait_gone(orphans, within_s=180) == []
 
 
-def read(run: Run, phase: str) -> list:
-    place = Place("iteration", 1, phase)
+def read(run: Run, place: Place) -> list[Trajectory]:
     return list(run.trajectories.read(place, run.stages[str(place)]["parts_sha256"]))

@@ -59,34 +59,29 @@ def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
 
 
 def relabel(folder: Path, deadline_s: float) -> RelabelResult:
-    """As a stage does it, of one trajectory."""
-    store = TrajectoryStore(Folder(str(folder / "trajectories")))
-    store.write(COLLECT, [rolled("3 | 7 4", "7")])
-    what = (
-        store,
-        {COLLECT: store.seal(COLLECT)},
-        Revision(),
-        64,
-        0,
-        Folder(str(folder / "examples")),
-    )
+    """As a stage does it, of so many parts that they stream through Ray Data."""
+    what = (*many_parts(folder), Revision(), 64, 0, Folder(str(folder / "examples")))
     return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
+
+
+def many_parts(folder: Path) -> tuple[TrajectoryStore, dict[Place, str]]:
+    """The same five problems in each of eleven iterations, whose places are a part each."""
+    store, sealed = TrajectoryStore(Folder(str(folder / "trajectories"))), {}
+    for n in range(1, 12):
+        place = Place("iteration", n, "collect")
+        right = "7" if n % 3 else "4"
+        rows = [rolled(f"{n} | 7 {right}", problem=f"p{p}", place=place) for p in range(5)]
+        store.write(place, rows)
+        sealed[place] = store.seal(place)
+    return store, sealed
 
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_many_parts_by_ray_data_are_what_they_are_in_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each iteration is a part; the problems' means are over all of them."""
-    store = TrajectoryStore(Folder(str(tmp_path / "trajectories")))
-    sealed = {}
-    for n in range(1, 12):
-        place = Place("iteration", n, "collect")
-        right = "7" if n % 3 else "4"
-        store.write(
-            place, [rolled(f"{n} | 7 {right}", problem=f"p{p}", place=place) for p in range(5)]
-        )
-        sealed[place] = store.seal(place)
+    """The problems' means, too, are over all parts."""
+    store, sealed = many_parts(tmp_path)
     rule = Improved(centering="problem", drop_duplicates=False)
 
     def examples(name: str) -> RelabelResult:

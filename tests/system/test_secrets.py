@@ -37,6 +37,7 @@ SECRETS = {
 }
 SMALL = [
     *SETTINGS,
+    "train.workers=2",
     *("iterations=1", "controls=[]", "problems=12"),
     *("evaluation.problems=4", "evaluation.turns=2", "evaluation.parallel=2"),
     "wandb={mode: offline, tags: [test]}",

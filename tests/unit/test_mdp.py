@@ -10,11 +10,10 @@ from rise_ray.mdp import (
     FinishReason,
     Outcome,
     Place,
-    SegmentKind,
     Turn,
     Verdict,
     derive_seed,
-    state_at,
+    state_ids,
     trajectory_id,
 )
 
@@ -34,13 +33,12 @@ TURNS = st.lists(st.builds(_turn, IDS, IDS), min_size=1, max_size=6)
 def test_without_a_window_a_state_extends_the_state_before_it(
     prompt: tuple[int, ...], turns: list[Turn]
 ) -> None:
-    before = state_at(prompt, turns, 0, None)
-    assert before.token_ids == prompt
+    before = state_ids(prompt, turns, 0, None)
+    assert before == prompt
     for number, turn in enumerate(turns, start=1):
-        state = state_at(prompt, turns, number, None)
+        state = state_ids(prompt, turns, number, None)
         added = turn.attempt.token_ids + turn.feedback_ids
-        assert state.token_ids == before.token_ids + added
-        assert state.segments[: len(before.segments)] == before.segments
+        assert state == before + added
         before = state
 
 
@@ -49,29 +47,22 @@ def test_a_window_shows_the_last_turns_whole(
     prompt: tuple[int, ...], turns: list[Turn], window: int
 ) -> None:
     for number in range(len(turns) + 1):
-        head, *rest = state_at(prompt, turns, number, window).segments
         shown = turns[max(0, number - (window - 1)) : number]
         assert len(shown) <= window - 1
-        assert (head.kind, head.token_ids) == (SegmentKind.PROMPT, prompt)
-        assert [s.token_ids for s in rest if s.kind is SegmentKind.ATTEMPT] == [
-            turn.attempt.token_ids for turn in shown
-        ]
-        assert [s.token_ids for s in rest if s.kind is SegmentKind.FEEDBACK] == [
-            turn.feedback_ids for turn in shown
-        ]
-        assert [s.kind for s in rest] == [SegmentKind.ATTEMPT, SegmentKind.FEEDBACK] * len(shown)
+        whole = [i for turn in shown for i in (*turn.attempt.token_ids, *turn.feedback_ids)]
+        assert state_ids(prompt, turns, number, window) == (*prompt, *whole)
 
 
 @given(IDS, TURNS)
 def test_a_window_of_one_shows_no_attempt(prompt: tuple[int, ...], turns: list[Turn]) -> None:
     for number in range(len(turns) + 1):
-        assert state_at(prompt, turns, number, 1).token_ids == prompt
+        assert state_ids(prompt, turns, number, 1) == prompt
 
 
 @given(IDS, TURNS)
 def test_a_wide_window_is_no_window(prompt: tuple[int, ...], turns: list[Turn]) -> None:
     last = len(turns)
-    assert state_at(prompt, turns, last, last + 1) == state_at(prompt, turns, last, None)
+    assert state_ids(prompt, turns, last, last + 1) == state_ids(prompt, turns, last, None)
 
 
 def test_an_episodes_id_says_what_it_is_and_nothing_else() -> None:

@@ -31,7 +31,7 @@ class Revision(WeightedByReward):
 
     name: Literal["revision"] = "revision"
     wrong_weight: float = Field(default=1.5, ge=0)
-    """Factor on the weight of a state's one new wrong response."""
+    """Factor on the weight of a state's one new wrong response; 0 takes none."""
 
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
@@ -65,7 +65,7 @@ class Revision(WeightedByReward):
         right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]
         if right:
             yield _preferred(right, shown), "revision_right", 1.0
-        if all(a.verdict.outcome in _WRONG for a in shown):
+        if self.wrong_weight and all(a.verdict.outcome in _WRONG for a in shown):
             said = {a.verdict.answer for a in shown}
             new = [n for n, c in usable if _is_new_wrong(c, said)]
             if new:

@@ -24,8 +24,9 @@ from ray.core.generated import autoscaler_pb2
 from rise_ray.mdp import StopReason
 from rise_ray.rollout.pool import RolloutPool
 from tests.chaos.processes import kill
+from tests.system.conftest import MakePool
 from tests.system.processes import beside, descendants, named, wait_gone
-from tests.system.rollout.conftest import MakePool, make_specs
+from tests.system.rollout.conftest import make_specs
 from tests.system.rollout.test_pool import LONG, ids, sampled
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -17,14 +17,16 @@ import pytest
 import ray
 
 from rise_ray.errors import ClusterError, RolloutError, SyncError
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.buckets import Manifest
 from rise_ray.sync.source import WeightServer
+from tests.system.conftest import MakePool
 from tests.system.processes import losing, named
-from tests.system.rollout.conftest import MakePool, make_specs, on_a_worker
+from tests.system.rollout.conftest import make_specs, on_a_worker
 
 LONG = {"turns": 4, "max_tokens": 96}  # many of these outlast an exchange
 
@@ -122,7 +124,7 @@ class Poison(str):
 @pytest.mark.timeout(600)
 def test_a_poisonous_episode_is_an_error_and_costs_no_other(make_pool: MakePool) -> None:
     specs = make_specs(24)
-    specs[5] = replace(specs[5], feedback=Poison())
+    specs[5] = replace(specs[5], feedback=Constant(Poison()))
     pool = make_pool("poisoned", episodes_in_flight=16, max_attempts=2)
     rolled = list(pool.roll(specs))
     assert Counter(t.id for t in rolled) == dict.fromkeys(ids(specs), 1)

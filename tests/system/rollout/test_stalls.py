@@ -16,6 +16,7 @@ from rise_ray.mdp import StopReason, WeightVersion
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker
 from tests.chaos.processes import shared_memory_files
+from tests.system.conftest import MakePool
 from tests.system.processes import (
     beside,
     descendants,
@@ -25,7 +26,7 @@ from tests.system.processes import (
     wait_freed,
     wait_gone,
 )
-from tests.system.rollout.conftest import MakePool, make_specs, on_a_worker
+from tests.system.rollout.conftest import make_specs, on_a_worker
 from tests.system.rollout.test_pool import LONG, ids, sampled, versions, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

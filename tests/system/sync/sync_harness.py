@@ -129,22 +129,8 @@ class EngineHost:
         core = self._engine.engine_core.engine_core  # type: ignore[attr-defined]
         model = core.model_executor.driver_worker.worker.model_runner.model
         model._forward_pre_hooks.clear()
+        self._engine.abort_request(list(self._engine.output_processor.request_states))
         self.sync(server)
-
-    def source_differs(self, model: str) -> list[str]:
-        """Names of tensors that `CheckpointSource` gives otherwise than safetensors' own reader."""
-        import torch
-        from safetensors.torch import load_file
-
-        from rise_ray.sync.push import CheckpointSource
-        from rise_ray.sync.source import Checkpoint
-
-        expected = load_file(Path(model) / "model.safetensors")
-        source = CheckpointSource(Checkpoint(Path(model)), "cpu")
-        got = dict(source)
-        assert [meta.name for meta in source.metadata()] == list(got)
-        assert got.keys() == expected.keys()
-        return [name for name in expected if not torch.equal(expected[name], got[name])]
 
     def parity(self, reference: ParityReference, version: int) -> ParityReport:
         got = self.logprobs(reference.sequences)

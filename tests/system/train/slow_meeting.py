@@ -7,21 +7,21 @@ from typing import Any
 
 from ray.train.torch import config as ray_config
 
-from rise_ray.train import rendezvous
+from rise_ray.train import ray_train
 
 JOIN_S = 2.0
 
 
-class SlowMeeting(rendezvous.Meeting):
+class SlowMeeting(ray_train.Meeting):
     """`Meeting` whose ranks wait before they join."""
 
-    def on_start(self, worker_group: Any, backend_config: rendezvous.Rendezvous) -> None:
+    def on_start(self, worker_group: Any, backend_config: ray_train.Rendezvous) -> None:
         """See `Meeting.on_start`."""
-        rendezvous._setup_torch_process_group = _setup_torch_process_group
+        ray_train._setup_torch_process_group = _setup_torch_process_group
         super().on_start(worker_group, backend_config)
 
 
-class SlowRendezvous(rendezvous.Rendezvous):
+class SlowRendezvous(ray_train.Rendezvous):
     """`Rendezvous` with a `SlowMeeting`."""
 
     @property

@@ -20,8 +20,9 @@ from rise_ray.errors import TrainError
 from rise_ray.mdp import Example
 from rise_ray.store.examples import read_manifest, read_part
 from rise_ray.store.files import Folder
-from rise_ray.train import rendezvous
-from rise_ray.train.job import TrainJob, TrainResult, train
+from rise_ray.train import ray_train
+from rise_ray.train.job import train
+from rise_ray.train.task import TrainJob, TrainResult
 from tests.system.processes import losing, named
 from tests.system.train.reference import plain_steps, plan_of
 from tests.system.train.slow_meeting import SlowRendezvous
@@ -40,6 +41,7 @@ CONFIG = TrainConfig(
     rows_per_pass=2,  # two accumulated passes of each rank in a step
     grad_clip=0.5,
 )
+CHAT_TEMPLATE = "{% for m in messages %}({{ m.content }}){% endfor %}"
 PARITY = ((5, 9, 30, 77, 12), (100, 101, 3))
 
 
@@ -56,6 +58,7 @@ def make_job(tmp_path: Path, base: Path, examples: Folder, **changes: object) ->
         dtype="auto",
         trust_remote_code=False,
         parity_sequences=PARITY,
+        chat_template=CHAT_TEMPLATE,
         card={"Rule": "better"},
         log=None,
     )
@@ -124,7 +127,8 @@ def check_folder(job: TrainJob) -> None:
     for found, expected in zip(parity["logprobs"], logprobs_of(load(job)), strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(job.output)
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "w5"}], tokenize=False)
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "w5"}], tokenize=False)
+    assert said == "(w5)"  # the job's template, not the base's
     assert GenerationConfig.from_pretrained(job.output).eos_token_id == 1
     card = Folder(job.output).read("README.md").decode()
     assert "| Rule | better |" in card
@@ -199,7 +203,7 @@ def test_a_worker_that_is_lost_while_it_starts_is_started_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rendezvous, "Rendezvous", SlowRendezvous)
+    monkeypatch.setattr(ray_train, "Rendezvous", SlowRendezvous)
     update = {"max_failures": 1, "progress_deadline_s": progress_deadline_s}
     config = CONFIG.model_copy(update=update)
     job = make_job(tmp_path, tiny_model, examples_folder(make_examples(60)), config=config)
@@ -261,6 +265,31 @@ def test_a_non_finite_loss_names_step_and_examples_and_writes_nothing(
     assert "e42" in ids
     assert all(name in message for name in ids[:16])
     assert not Folder(job.output).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_steps_whose_gradient_is_not_finite_change_nothing_and_are_counted(
+    tmp_path: Path,
+    tiny_model: Path,
+    examples_folder: WriteExamples,
+    make_examples: Callable[..., list[Example]],
+) -> None:
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    # So large that its norm overflows: the loss is finite, and its gradient is not.
+    model.get_input_embeddings().weight.data[120] = 1e30
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(broken)
+    examples = [
+        replace(e, input_ids=tuple(3 + i % 100 for i in e.input_ids)) for e in make_examples(160)
+    ]
+    examples[42] = replace(examples[42], input_ids=(120, *examples[42].input_ids[1:]))
+    config = CONFIG.model_copy(update={"epochs": 1})
+    job = make_job(tmp_path, broken, examples_folder(examples), config=config)
+    result = train(job)
+    assert result.skipped_steps == 1
+    assert all(weight.isfinite().all() for weight in load(job).state_dict().values())
 
 
 def test_tied_embeddings_are_trained_and_written_as_one_weight(

@@ -15,7 +15,8 @@ import ray
 from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import StoreError
 from rise_ray.train.deepspeed_config import deepspeed_config
-from rise_ray.train.state import SCHEMA_VERSION, TAG, load_state
+from rise_ray.train.engine import TAG, load_state
+from rise_ray.train.task import STATE_VERSION
 
 CONFIG = TrainConfig(workers=1, batch_tokens=8, row_tokens=8, lr=0.1)
 
@@ -80,7 +81,7 @@ def test_a_state_comes_back_with_its_optimizer_and_the_callers_part(
     def work(engine: Any, folder: str) -> tuple[list[float], list[float], dict[str, Any]]:
         for _ in range(3):
             step(engine)
-        saved = {"schema_version": SCHEMA_VERSION, "step": 3, "losses": [0.5]}
+        saved = {"schema_version": STATE_VERSION, "step": 3, "losses": [0.5]}
         engine.save_checkpoint(folder, tag=TAG, client_state=saved)
         expected = [step(engine), step(engine)]
         state = load_state(engine, folder)
@@ -103,7 +104,7 @@ def test_a_state_of_another_schema_version_is_refused(in_own_process: Any, tmp_p
         return refused
 
     without, other = in_own_process(work, str(tmp_path))
-    assert "state of schema version None; this rise-ray reads 1; delete it" in without
+    assert "state of schema version None; this rise-ray reads 2; delete it" in without
     assert "state of schema version 0; this" in other
 
 

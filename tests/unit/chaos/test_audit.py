@@ -192,6 +192,13 @@ def test_what_failed_is_counted_and_never_called_false(run: Run, judged: list[Tr
     assert found.lost == 0
 
 
+def test_what_was_no_answer_is_not_checked_again(run: Run, judged: list[Trajectory]) -> None:
+    step = attempt("6 + 5 = 11 ,", Verdict(Outcome.PARTIAL, None, "was not to be checked"))
+    run.trajectories.write(WHERE, [replace(judged[0], turns=(Turn(step),)), *judged[1:]])
+    found = audited(run)
+    assert (found.verdicts, found.verdict_errors, found.unchecked) == (6, 0, 0)
+
+
 def test_a_new_check_that_fails_calls_nothing_false(run: Run, judged: list[Trajectory]) -> None:
     without_numbers = replace(judged[0].problem, data={})
     stored = [replace(judged[0], problem=without_numbers), *judged[1:]]

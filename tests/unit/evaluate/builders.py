@@ -1,7 +1,7 @@
 """Small evaluation trajectories from a shorthand, so that tests read like the table they check.
 
-An answer is `7` (right if it is the reference), `?` (no readable answer), `!` (the check failed);
-a `~` before it means truncated.
+An answer is `7` (right if it is the reference), `?` (no readable answer), `!` (the check failed),
+`_` (no answer, so not checked); a `~` before it means truncated.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ REFERENCE = "7"
 def verdict(answer: str) -> Verdict:
     if answer == "!":
         return Verdict(Outcome.ERROR, None, "deadline of 5 s")
+    if answer == "_":
+        return Verdict(Outcome.PARTIAL, None, "was not to be checked")
     if answer == "?":
         return Verdict(Outcome.UNPARSEABLE, None, "no box")
     outcome = Outcome.CORRECT if answer == REFERENCE else Outcome.INCORRECT

@@ -153,6 +153,8 @@ def test_one_turn_and_one_parallel_answer_have_no_transitions_and_no_votes() -> 
         ([trajectory("7 7 7", "7 7")], "has 2 candidates, not 3"),
         ([trajectory("7", "7 7 7", stop_reason=StopReason.SUCCESS)], "never stops"),
         ([trajectory("7 7 7", "7 7 7")] * 2, "second trajectory"),
+        ([trajectory("7 _ 7", "7 7 7")], "a `partial` response"),
+        ([trajectory("7 7 7", "7 _ 7")], "a `partial` response"),
         (
             [dataclasses.replace(FOUR[0], place=Place("iteration", 1, "collect"))],
             "not an evaluation's",

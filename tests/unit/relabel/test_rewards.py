@@ -25,9 +25,9 @@ Filter = Literal["all", "better", "best", "success"]
 
 @pytest.mark.parametrize(
     ("shorthand", "reward"),
-    [("7", 1.0), ("6", 0.0), ("?", -1.0), ("!", None), ("~7", None), ("~6", None), ("~?", None)],
+    [("7", 1.0), ("6", 0.0), ("?", -1.0), *((no, None) for no in ("!", "_", "~7", "~6", "~?"))],
 )
-def test_failed_checks_and_truncated_responses_have_no_reward(
+def test_what_was_not_judged_and_what_is_truncated_has_no_reward(
     shorthand: str, reward: float | None
 ) -> None:
     assert reward_of(response(shorthand), unparseable_reward=-1.0) == reward

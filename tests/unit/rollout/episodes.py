@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from rise_ray.config.settings import SamplingConfig
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import FinishReason, Message, Outcome, Place, Problem, Trajectory, Verdict
 from rise_ray.rollout.chat import ChatFormat
-from rise_ray.rollout.episode import Completion, Episode, EpisodePlan, EpisodeSpec, Request
+from rise_ray.rollout.episode import Episode, EpisodePlan, EpisodeSpec, Start
+from rise_ray.rollout.requests import Check, Completion, Request, Sample, ScoreLabels
 from tests.unit.rollout.templates import chat_format, installed
 
 PLAN = EpisodePlan(
@@ -26,6 +29,7 @@ PLAN = EpisodePlan(
     sampling=SamplingConfig(max_tokens=20),
     max_model_len=1000,
 )
+NO_START = Start()
 PROBLEM = Problem("p0", "test", "What is 3 + 4 ?", "7")
 
 
@@ -34,17 +38,23 @@ def chat() -> ChatFormat:
     return chat_format(installed("template_chatml"))
 
 
-def spec(sample: int = 0, problem: Problem = PROBLEM, **changes: Any) -> EpisodeSpec:
+AGAIN = Constant("Please try again .")
+LOGPROB = -0.25
+
+
+def spec(
+    sample: int = 0, problem: Problem = PROBLEM, start: Start = NO_START, **changes: Any
+) -> EpisodeSpec:
     prompt = (Message("user", problem.question),)
-    return EpisodeSpec(replace(PLAN, **changes), problem, sample, prompt, "Please try again .")
+    return EpisodeSpec(replace(PLAN, **changes), problem, sample, prompt, AGAIN, start)
 
 
 def completion(text: str) -> Completion:
     """A response as sampled; a `~` before it means truncated."""
     ids = chat().response_ids(text.removeprefix("~"))
     if text.startswith("~"):
-        return Completion(ids[:-1], FinishReason.LENGTH)
-    return Completion(ids, FinishReason.STOP)
+        return Completion(ids[:-1], FinishReason.LENGTH, LOGPROB)
+    return Completion(ids, FinishReason.STOP, LOGPROB)
 
 
 def verdict(text: str) -> Verdict:
@@ -53,21 +63,33 @@ def verdict(text: str) -> Verdict:
     return Verdict(Outcome.CORRECT if text.endswith("7") else Outcome.INCORRECT, text, "compared")
 
 
-def answer(episode: Episode, request: Request, *texts: str) -> list[Request]:
-    """Complete and verify one request with these responses."""
-    said = episode.completed(request, [completion(text) for text in texts])
-    return episode.verified(request, [verdict(text) for text in said])
+def answer(episode: Episode, request: Sample, *texts: str) -> list[Sample]:
+    """Complete and check one request with these responses; what is to be sampled next."""
+    following = episode.reply(request, [completion(text) for text in texts])
+    (check,) = [r for r in following if isinstance(r, Check)]
+    return samples(episode.reply(check, [verdict(text) for text in check.texts]))
+
+
+def samples(requests: Sequence[Request]) -> list[Sample]:
+    """These requests, all of which are to sample."""
+    found = [request for request in requests if isinstance(request, Sample)]
+    assert len(found) == len(requests)
+    return found
 
 
 def rolled(spec: EpisodeSpec, attempts: Sequence[str], candidates: str = "no") -> Trajectory:
     """A whole episode with these attempts, and `candidates` for every candidate."""
     episode = Episode(spec, chat(), weight_version=0)
     said = iter(attempts)
-    requests = episode.start()
+    requests = deque(episode.start())
     while requests:
-        following = []
-        for request in requests:
-            texts = [candidates] * request.n if request.candidates else [next(said)]
-            following += answer(episode, request, *texts)
-        requests = following
+        match request := requests.popleft():
+            case Sample():
+                texts = [candidates] * request.n if request.candidates else [next(said)]
+                reply: list[Any] = [completion(text) for text in texts]
+            case Check():
+                reply = [verdict(text) for text in request.texts]
+            case ScoreLabels():
+                reply = [-0.5] * len(request.labels)
+        requests += episode.reply(request, reply)
     return episode.trajectory()

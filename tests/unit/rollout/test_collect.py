@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from rise_ray.errors import DataError, RolloutError, StoreError
+from rise_ray.errors import DataError, ModelError, RolloutError, StoreError
+from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import Place, Trajectory
 from rise_ray.rollout.collect import Tally, roll_phase, specs_for
-from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
+from rise_ray.rollout.episode import EpisodeSpec, Question, Start, failed_trajectory
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.tasks.countdown import Countdown
-from tests.unit.rollout.episodes import PLAN, chat, rolled, spec
+from tests.unit.rollout.episodes import PLAN, chat, completion, rolled, spec
 
 SPECS = [spec(sample) for sample in range(6)]
 
@@ -163,6 +164,34 @@ def test_a_failed_check_is_in_no_accuracy() -> None:
     assert (record["verdict_errors"], record["episode_errors"]) == (1, 1)
 
 
+def test_what_was_sampled_elsewhere_is_not_counted_again() -> None:
+    whole = rolled(spec(stop_on_success=False), ["it is 6", "it is 7", "it is 6"])
+    opening = chat().response_ids("it is ")[:-1]
+    fork = spec(start=Start(whole.turns[:1], opening), candidates=0, stop_on_success=False)
+    tally = Tally()
+    tally.add(rolled(fork, ["7", "it is 6"]))
+    sampled = [len(completion(text).token_ids) for text in ("7", "it is 6")]
+    record = tally.record()
+    assert record["tokens"] == sum(sampled)
+    assert (record["first_responses"], record["verdicts"]) == (0, 2)
+    assert record["accuracy"] == {"acc@t2": 1.0, "acc@t3": 0.0}
+
+
+def test_responses_that_were_not_to_be_checked_are_no_verdicts() -> None:
+    tally = Tally()
+    tally.add(rolled(spec(check=False), ["it is 7"] * 3))
+    record = tally.record()
+    assert (record["verdicts"], record["outcomes"]) == (0, {"partial": 9})
+    assert record["accuracy"] == {}
+
+
+def test_a_question_whose_words_are_split_is_refused_before_anything_is_rolled() -> None:
+    task = Countdown()
+    plan = replace(PLAN, question=Question("sure", "Sure ?", ("perhaps", "never")))
+    with pytest.raises(ModelError, match="`perhaps` is"):
+        specs_for(plan, task, chat(), task.load("dev")[:1], samples=1)
+
+
 def test_truncated_responses_are_counted() -> None:
     tally = Tally()
     tally.add(rolled(spec(), ["~it is 6", "it is 7"], candidates="~no"))
@@ -177,7 +206,7 @@ def test_every_problem_is_rolled_once_for_each_sample() -> None:
         (problem.id, sample) for problem in problems for sample in (0, 1)
     ]
     assert len({s.id for s in specs}) == 6
-    assert specs[0].feedback == task.feedback(problems[0])
+    assert specs[0].feedback == Constant(task.feedback(problems[0]))
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_rolled() -> None:

@@ -120,9 +120,11 @@ def test_no_examples_and_equal_ids_are_refused(tmp_path: Path) -> None:
         write_example_parts(folder(tmp_path), [], 0)
     with pytest.raises(DataError, match="same id: e1"):
         write_example_parts(folder(tmp_path), [example(1), example(2), example(1)], 0)
-    zero = replace(example(1), spans=(Span(1, 2, 0.0),))
-    with pytest.raises(TrainError, match="mean weight"):
+    zero, less = (replace(example(1), spans=(Span(1, 2, weight),)) for weight in (0.0, -1.0))
+    with pytest.raises(DataError, match="e1: no token with a prefix carries loss"):
         write_example_parts(folder(tmp_path), [zero], 0)
+    with pytest.raises(TrainError, match="mean weight"):
+        write_example_parts(folder(tmp_path), [less], 0)
 
 
 def test_a_folder_without_its_manifest_is_unfinished(tmp_path: Path) -> None:

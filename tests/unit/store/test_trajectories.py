@@ -18,6 +18,7 @@ from rise_ray.mdp import (
     Outcome,
     Place,
     Problem,
+    Source,
     StopReason,
     Trajectory,
     Turn,
@@ -44,6 +45,9 @@ ATTEMPT = st.builds(
     Attempt,
     *(TEXT, IDS, st.sampled_from(FinishReason), VERDICT),
     *(st.integers(-1, 9), st.integers(0, 2**63 - 1)),
+    scores=st.dictionaries(TEXT, st.floats(allow_nan=False), max_size=3),
+    role=TEXT,
+    given=st.integers(0, 9),
 )
 DATA = st.dictionaries(
     TEXT, st.recursive(st.none() | st.booleans() | st.integers() | TEXT, st.lists), max_size=3
@@ -62,6 +66,8 @@ TRAJECTORY = st.builds(
     stop_reason=st.sampled_from(StopReason),
     window=st.none() | st.integers(1, 5),
     error=st.none() | TEXT,
+    source=st.none() | st.builds(Source, TEXT, st.integers(0, 9), st.integers(0, 9)),
+    feedback=TEXT,
 )
 PLACE = Place("iteration", 1, "collect")
 
@@ -238,7 +244,7 @@ def _rewrite(store: TrajectoryStore, schema: pa.Schema) -> Folder:
 def test_another_schema_version_is_refused(store: TrajectoryStore) -> None:
     store.write(PLACE, [_one()])
     folder = _rewrite(store, TRAJECTORY_SCHEMA.with_metadata({"schema_version": "0"}))
-    with pytest.raises(StoreError, match="of schema version 0; this rise-ray reads"):
+    with pytest.raises(StoreError, match=r"schema version 0; this rise-ray reads 2: .* `name`"):
         store.ids(PLACE)
     _rewrite(store, TRAJECTORY_SCHEMA.remove_metadata())
     with pytest.raises(StoreError, match="schema version none"):

@@ -6,7 +6,7 @@ The engine is a stand-in with the calls of DeepSpeed's; the system tests have th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,25 +16,39 @@ import torch
 import torch.distributed as dist
 
 from rise_ray.config.settings import TrainConfig
-from rise_ray.mdp import Example, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import read_lengths, read_part, write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.train import loop
-from rise_ray.train.data import empty_rows
-from rise_ray.train.loop import SYNC_STEPS, _NonFiniteError, _Run
+from rise_ray.train.data import RowBatch, empty_rows
+from rise_ray.train.loop import SYNC_STEPS, _NoUseToRepeatError, _Run
 from rise_ray.train.packing import plan_epochs
 
 ROW = 8
 STEPS = 2 * SYNC_STEPS + 3
+PLACE = Place("iteration", 1, "collect")
+
+
+def rows(loss_tokens: int = ROW - 1) -> RowBatch:
+    """One row with so many loss tokens."""
+    batch = empty_rows(1, ROW)
+    batch.weights[0, :loss_tokens] = 1.0
+    return batch
 
 
 class Engine:
-    """Adds a random draw to each loss, as dropout would; its gradients are always finite."""
+    """Adds a random draw to each loss, as dropout would.
 
-    def __init__(self, infinite_at: int | None = None) -> None:
+    Its loss is infinite at one step, and its gradient is not finite at some.
+    """
+
+    def __init__(self, infinite_at: int | None = None, skips: Container[int] = ()) -> None:
         self.draws: list[float] = []
         self.saved: list[dict[str, Any]] = []
+        self.scheduled = 0
+        self.lr_scheduler = self
         self._infinite_at = infinite_at
+        self._skips = skips
 
     def __call__(self, *_: torch.Tensor) -> torch.Tensor:
         infinite = len(self.draws) == self._infinite_at
@@ -43,10 +57,14 @@ class Engine:
 
     def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None: ...
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Of the engine, which steps the schedule unless it skips; or of the schedule."""
+        self.scheduled += 1
 
     def get_global_grad_norm(self) -> torch.Tensor:
-        return torch.tensor(1.0)
+        skipped = len(self.draws) - 1 in self._skips
+        self.scheduled -= skipped
+        return torch.tensor(math.inf if skipped else 1.0)
 
     def get_lr(self) -> list[float]:
         return [1e-3]
@@ -57,14 +75,14 @@ class Engine:
 
 def example(number: int) -> Example:
     """One that fills a row, and so makes a step of its own."""
-    origin = Provenance("demonstration", "test", f"t{number}", "p", 0, 0, -1, 1.0, 0, -1, "")
+    origin = Provenance("demonstration", "test", f"t{number}", "p", PLACE, 0, -1, 1.0, 0, -1, "")
     return Example(f"e{number}", tuple(range(ROW)), (Span(1, ROW, 1.0),), origin)
 
 
 @pytest.fixture(autouse=True)
 def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
-    monkeypatch.setattr(loop, "stream_rows", lambda *_: iter([empty_rows(1, ROW)] * STEPS))
+    monkeypatch.setattr(loop, "stream_rows", lambda *_: iter([rows()] * STEPS))
     monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(loop.ray.train, "report", lambda *_, **__: None)
     yield
@@ -105,7 +123,7 @@ def test_an_infinite_loss_with_finite_gradients_stops_the_run_before_a_state_is_
     said = (
         f"step {step} of {STEPS}: the loss is inf; nothing was written. .*: {table['id'][index]}$"
     )
-    with pytest.raises(_NonFiniteError, match=said):
+    with pytest.raises(_NoUseToRepeatError, match=said):
         run.steps()
     before = [state for state in (SYNC_STEPS, 2 * SYNC_STEPS) if state <= step]
     assert [state["step"] for state in engine.saved] == before
@@ -141,4 +159,39 @@ def test_records_say_after_which_step_they_begin(
 def test_a_state_carries_its_schema_version(start: Callable[..., _Run]) -> None:
     engine = Engine()
     start(engine).steps()
-    assert {state["schema_version"] for state in engine.saved} == {loop.SCHEMA_VERSION}
+    assert {state["schema_version"] for state in engine.saved} == {loop.STATE_VERSION}
+
+
+def test_a_step_without_a_finite_gradient_is_counted_and_the_schedule_goes_on(
+    start: Callable[..., _Run],
+) -> None:
+    engine = Engine(skips={2, 3, 4, SYNC_STEPS + 1})  # as many in a row as may be
+    run = start(engine)
+    run.steps()
+    assert run.skipped == 4
+    assert (run.step, len(run.losses), engine.scheduled) == (STEPS, STEPS, STEPS)
+    assert [state["skipped"] for state in engine.saved] == [3, 4]
+
+
+def test_too_many_of_them_in_a_row_end_the_run_with_the_step(start: Callable[..., _Run]) -> None:
+    run = start(Engine(skips=range(2, 6)))
+    with pytest.raises(_NoUseToRepeatError, match=rf"step 5 of {STEPS}: the gradient is not fin"):
+        run.steps()
+
+
+def test_where_the_loss_is_not_finite_either_that_is_what_is_said(
+    start: Callable[..., _Run],
+) -> None:
+    run = start(Engine(infinite_at=2, skips=range(2, 6)))
+    with pytest.raises(_NoUseToRepeatError, match=rf"step 2 of {STEPS}: the loss is inf"):
+        run.steps()
+
+
+def test_loss_tokens_that_do_not_arrive_end_the_run_with_the_step(
+    start: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = [*[rows()] * 3, rows(loss_tokens=5), *[rows()] * STEPS]
+    monkeypatch.setattr(loop, "stream_rows", lambda *_: iter(lacking))
+    said = rf"step 3 of {STEPS}: 5 loss tokens arrived, {ROW - 1} were planned"
+    with pytest.raises(_NoUseToRepeatError, match=said):
+        start(Engine()).steps()

@@ -84,3 +84,9 @@ def test_revision_counts_candidates_without_a_reward_and_weights_the_wrong_one()
     rule = Revision(wrong_weight=1.25, tau=1)
     weights = [row.spans[0].weight for row in rule.rows(trajectory, RuleContext(0), Counter())]
     assert weights == [math.exp(1), 1.25]
+
+
+def test_a_wrong_weight_of_zero_takes_no_wrong_ones() -> None:
+    rule = Revision(wrong_weight=0)
+    rows = list(rule.rows(rolled("6 | 7 5"), RuleContext(0), Counter()))
+    assert [row.rule for row in rows] == ["revision_right"]

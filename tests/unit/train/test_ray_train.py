@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rise_ray.train import rendezvous
-from rise_ray.train.rendezvous import Meeting, Rendezvous
+from rise_ray.train import ray_train
+from rise_ray.train.ray_train import Meeting, Rendezvous
 
 
 class Ranks:
@@ -25,7 +25,7 @@ class Ranks:
         return self._count
 
     def execute(self, function: Callable[[], Any]) -> list[Any]:
-        if function is rendezvous._set_torch_distributed_env_vars:
+        if function is ray_train._set_torch_distributed_env_vars:
             return []
         return self._file_systems or [function() for _ in range(self._count)]
 
@@ -41,9 +41,9 @@ def at_a_port(monkeypatch: pytest.MonkeyPatch) -> list[Ranks]:
     """The groups that were left to Ray Train, whose rank 0 opens a port."""
     left: list[Ranks] = []
     monkeypatch.setattr(
-        rendezvous._TorchBackend, "on_start", lambda _, ranks, config: left.append(ranks)
+        ray_train._TorchBackend, "on_start", lambda _, ranks, config: left.append(ranks)
     )
-    monkeypatch.setattr(rendezvous.ray, "get", lambda calls: calls)
+    monkeypatch.setattr(ray_train.ray, "get", lambda calls: calls)
     return left
 
 
@@ -51,7 +51,7 @@ def test_ranks_on_several_nodes_of_one_machine_meet_in_a_file(
     at_a_port: list[Ranks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each_a_node = SimpleNamespace(get_node_id=uuid.uuid4)
-    monkeypatch.setattr(rendezvous.ray, "get_runtime_context", lambda: each_a_node)
+    monkeypatch.setattr(ray_train.ray, "get_runtime_context", lambda: each_a_node)
     ranks = Ranks(3)
     Meeting().on_start(ranks, Rendezvous(backend="gloo"))
     assert at_a_port == []

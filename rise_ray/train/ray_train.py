@@ -1,7 +1,8 @@
-"""Where the ranks of a training meet: in a file if one machine holds them all, else at a port.
+"""What Ray Train does otherwise than a run needs: whom signals reach, and where ranks meet.
 
-torch's store at rank 0's port listens on every network interface and lets anyone write, so a
-training on one machine does without it.
+Its trainer takes SIGINT over and waits without an end. Torch's store at rank 0's port, which it
+starts and has no setting for, listens on every network interface and lets anyone write: a training
+on one machine meets in a file instead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import uuid
 from typing import Any
 
 import ray
-from ray.train.torch import TorchConfig
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import (
     _set_torch_distributed_env_vars,
     _setup_torch_process_group,
@@ -20,6 +22,36 @@ from ray.train.torch.config import (
 
 from rise_ray.cluster.cleanup import temporary_folder
 from rise_ray.cluster.machine import this_machine
+
+_ABORT_S = 5.0  # a controller that waits for resources hears nothing before it has them
+
+
+class StoppableTrainer(TorchTrainer):
+    """A trainer whose `fit` may be left by an exception, of a signal handler for instance.
+
+    Ray Train takes SIGINT over, for good: it stops its workers and ends the process with 0.
+    """
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def kill(self) -> None:
+        """End a `fit` from another thread: it raises RayActorError."""
+        if self._controller is not None:
+            ray.kill(self._controller)  # its workers end with it
+
+    def abort(self) -> None:
+        """Stop the workers of a `fit` that was left."""
+        if self._controller is None:
+            return
+        try:
+            ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
+        except GetTimeoutError:
+            self.kill()
+        except RayActorError:
+            pass  # it ends itself at the end of an abort
 
 
 class Rendezvous(TorchConfig):

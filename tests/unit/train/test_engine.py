@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rise_ray.train.schedule import lr_factor
+from rise_ray.train.engine import lr_factor
 
 
 def test_every_step_learns_and_the_peak_is_reached_once_after_warm_up() -> None:
