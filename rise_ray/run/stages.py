@@ -138,6 +138,7 @@ class Stages:
         self.console.step(f"{result.manifest.examples:,} examples")
         return {
             "examples": result.manifest.examples,
+            "data_tokens": result.data_tokens,
             "mean_weight": result.manifest.mean_weight,
             "dropped": result.dropped,
         }
