@@ -27,8 +27,8 @@ from rise_ray.train.checkpoint import export_checkpoint
 from rise_ray.train.data import RowBatch, stream_rows
 from rise_ray.train.deepspeed_config import passes_per_step
 from rise_ray.train.engine import TAG, load_state, quiet_libraries, start_engine
+from rise_ray.train.job import STATE_VERSION, WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
-from rise_ray.train.task import STATE_VERSION, WorkerResult, WorkerTask
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
@@ -36,7 +36,7 @@ NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 
 
 def train_worker(config: dict[str, Any]) -> WorkerResult:
-    """One rank of `rise_ray.train.job.train`, as Ray Train calls it."""
+    """One rank of `rise_ray.train.fit.train`, as Ray Train calls it."""
     task: WorkerTask = config["task"]
     beat = Beat(config["heartbeat"])
     beat()
