@@ -45,8 +45,9 @@ class TrainJob:
     """Facts for the model card."""
     log: Callable[[dict[str, object]], None] | None = None
     """Called on rank 0 about every 2 s with since_step, step, steps, loss, lr, grad_norm,
-    tokens_per_s. The loss is the mean of the steps after `since_step`, up to `step`; a training
-    that goes on from a state calls first with the state's step as `since_step`."""
+    skipped_steps (so far) and tokens_per_s. The loss is the mean of the steps after `since_step`,
+    up to `step`; a training that goes on from a state calls first with the state's step as
+    `since_step`."""
 
 
 @dataclass(frozen=True)
