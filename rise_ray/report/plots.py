@@ -85,7 +85,7 @@ def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour per name: control orange, iterations blue (the last strongest), else grey."""
+    """A colour per name: base grey, iterations blue (the last strongest), controls orange."""
     colours = {}
     iterations = [model for model in models if model.startswith("iteration-")]
     for model in models:
@@ -93,7 +93,7 @@ def model_colours(models: Sequence[str]) -> dict[str, str]:
             age = len(iterations) - 1 - iterations.index(model)
             colours[model] = _ITERATION[min(age, len(_ITERATION) - 1)]
         else:
-            colours[model] = _CONTROL if model.startswith("control") else _BASE
+            colours[model] = _BASE if model in ("base", "warm-start") else _CONTROL
     return colours
 
 
