@@ -326,9 +326,7 @@ class RunConfig(Settings):
             raise ValueError("`model.scratch` needs `warm_start`")
         for control in self.controls:
             if control.track is None and ":" in control.name:
-                raise ValueError(
-                    f"`controls`: `{control.name}` needs a `track`: a name"
-                )
+                raise ValueError(f"`controls`: `{control.name}` needs a `track`, its stages' name")
         tracks = [MAIN_TRACK, *(control.track or control.name for control in self.controls)]
         if self.recipe.track is not None:
             raise ValueError(f"`recipe.track`: the run's own track is `{MAIN_TRACK}`")
