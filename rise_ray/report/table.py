@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from rise_ray.report.words import (
 )
 from rise_ray.text import printable
 
+_NAME_WIDTH = 12  # of a model's name; with it the table fits 80 columns
 _STYLES = {"gain": "green", "loss": "red"}
 
 
@@ -56,7 +58,7 @@ def results_table(
     table.add_column(f"right at\nturns 1-{turns}")
     table.add_column("keeps right /\nfixes wrong", justify="right")
     for model, record in evaluated.items():
-        table.add_row(Text(printable(model)), *_cells(record["metrics"], names, turns))
+        table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
     lines = [_comparison_line(comparison) for comparison in comparisons]
     return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
 
@@ -96,6 +98,13 @@ def training_cells(training: Training) -> list[str]:
         amount(training.loss_tokens),
         loss(training.last_loss),
     ]
+
+
+def _in_lines(name: str) -> str:
+    """A model's name in lines, which end after its underscores where they can."""
+    words = name.replace("_", "_ ")
+    lines = textwrap.wrap(words, _NAME_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list[Text]:
