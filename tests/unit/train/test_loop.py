@@ -5,6 +5,7 @@ The engine is a stand-in with the calls of DeepSpeed's; the system tests have th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ class Engine:
         return [1e-3]
 
     def save_checkpoint(self, path: str, tag: str, client_state: dict[str, Any]) -> None:
-        self.saved.append(client_state)
+        self.saved.append(copy.deepcopy(client_state))
 
 
 def example(number: int) -> Example:
