@@ -173,6 +173,10 @@ class TrainConfig(Settings):
     """Length of a packed row; an example longer than this is an error."""
     rows_per_pass: int = Field(default=1, ge=1)
     """Packed rows in one forward pass of a rank; the rest is gradient accumulation."""
+    shared_prefixes: bool = True
+    """Compute the tokens that a trajectory's examples begin with alike once for all of them, where
+    that saves any and each layer attends to all tokens. The result is the same; longer rows share
+    more. A step then has fewer or shorter rows, as many as train on `batch_tokens`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPU, float32 on CPU."""
     gradient_checkpointing: bool = False

@@ -216,13 +216,16 @@ def _rows(result: Relabeled, seed: int) -> pa.Table:
 
 
 def _orders(examples: Sequence[Example], seed: int) -> list[int]:
-    """A random number for each trajectory, whose last bits count its examples."""
+    """A random number for each trajectory, whose last bits count its examples.
+
+    By their tokens: two that begin alike lie next to each other.
+    """
     counts: Counter[str] = Counter()
-    orders = []
-    for example in examples:
-        trajectory = example.provenance.trajectory_id
+    orders = [0] * len(examples)
+    for at in sorted(range(len(examples)), key=lambda at: examples[at].input_ids):
+        trajectory = examples[at].provenance.trajectory_id
         draw = derive_seed(seed, trajectory) >> _INDEX_BITS << _INDEX_BITS
-        orders.append(draw + counts[trajectory])
+        orders[at] = draw + counts[trajectory]
         counts[trajectory] += 1
     return orders
 

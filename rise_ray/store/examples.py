@@ -27,7 +27,7 @@ from rise_ray.mdp import Example, Place, Provenance, Span, derive_seed
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 EXAMPLES_PER_PART = 1024
 MANIFEST = "manifest.json"
 _READERS = 16  # parts opened at once when only lengths are read: object stores have latency
@@ -40,9 +40,10 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("spans", pa.list_(_SPAN), nullable=False),
-        # Derived from the two columns above, so that a packing plan reads numbers only.
+        # Derived from the others, so that a packing plan reads numbers only.
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("loss_tokens", pa.int32(), nullable=False),
+        pa.field("shared_tokens", pa.int32(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("rule", pa.string(), nullable=False),
         pa.field("trajectory_id", pa.string(), nullable=False),
@@ -59,6 +60,7 @@ EXAMPLE_SCHEMA = pa.schema(
     ],
     metadata={"schema_version": SCHEMA_VERSION},
 )
+_LENGTHS = ("tokens", "loss_tokens", "shared_tokens")
 _PLACE = tuple(f.name for f in fields(Place))
 _PROVENANCE = tuple(f.name for f in fields(Provenance) if f.name != "place")
 
@@ -72,7 +74,7 @@ class ExamplePart:
     sha256: str
     """Of the whole file."""
     lengths_sha256: str
-    """Of the columns `tokens` and `loss_tokens`."""
+    """Of the columns `tokens`, `loss_tokens` and `shared_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,15 @@ class ExampleManifest:
 
 @dataclass(frozen=True, slots=True)
 class PartLengths:
-    """Of each example of one part, in file order: its tokens and those that carry loss."""
+    """Of each example of one part, in file order: its tokens and those that carry loss.
+
+    `shared_tokens`: the tokens that it and the example before it begin with alike, where that is
+    of the same trajectory.
+    """
 
     tokens: npt.NDArray[np.int64]
     loss_tokens: npt.NDArray[np.int64]
+    shared_tokens: npt.NDArray[np.int64]
 
 
 def loss_token_count(spans: Iterable[Span]) -> int:
@@ -122,12 +129,13 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
         "spans": [[asdict(span) for span in e.spans] for e in examples],
         "tokens": [len(e.input_ids) for e in examples],
         "loss_tokens": [loss_token_count(e.spans) for e in examples],
+        "shared_tokens": [0] * len(examples),
     }
     for name in _PROVENANCE:
         columns[name] = [getattr(e.provenance, name) for e in examples]
     for name in _PLACE:
         columns[name] = [getattr(e.provenance.place, name) for e in examples]
-    return pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA)
+    return _with_shared_tokens(pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA))
 
 
 def examples_from_table(table: pa.Table) -> list[Example]:
@@ -151,20 +159,27 @@ def example_weight(example: Example) -> float:
     return math.fsum(span.weight for span in example.spans) / len(example.spans)
 
 
-def write_example_parts(folder: Folder, examples: Iterable[Example], seed: int) -> ExampleManifest:
-    """Write a data set that fits in memory, shuffled by a hash of (seed, example id).
+def write_example_parts(folder: Folder, examples: Sequence[Example], seed: int) -> ExampleManifest:
+    """Write a data set that fits in memory, shuffled by a hash of (seed, trajectory id).
 
-    The result depends only on the set of examples and the seed, so writing again is idempotent.
+    A trajectory's examples stay together, in the order of their tokens. The result depends only on
+    the set of examples and the seed, so writing again is idempotent.
 
     Raises:
         TrainError: there are no examples, or their mean weight is not positive.
         DataError: two examples have the same id, or one is malformed.
         StoreError: the folder cannot be written.
     """
-    ordered = sorted(examples, key=lambda example: (derive_seed(seed, example.id), example.id))
-    for left, right in itertools.pairwise(ordered):
-        if left.id == right.id:
-            raise DataError(f"two training examples have the same id: {left.id}")
+    ids = sorted(example.id for example in examples)
+    for left, right in itertools.pairwise(ids):
+        if left == right:
+            raise DataError(f"two training examples have the same id: {left}")
+
+    def place(example: Example) -> tuple[int, str, tuple[int, ...], str]:
+        trajectory = example.provenance.trajectory_id
+        return derive_seed(seed, trajectory), trajectory, example.input_ids, example.id
+
+    ordered = sorted(examples, key=place)
     folder.remove(MANIFEST)  # parts are about to change: until the new manifest, unfinished
     parts = [
         write_part(folder, index, examples_to_table(ordered[start : start + EXAMPLES_PER_PART]))
@@ -175,6 +190,7 @@ def write_example_parts(folder: Folder, examples: Iterable[Example], seed: int) 
 
 def write_part(folder: Folder, index: int, table: pa.Table) -> ExamplePart:
     """Write part number `index` of a folder whose manifest comes later."""
+    table = _with_shared_tokens(table)  # it came from several, or in another order
     content = to_bytes(table, EXAMPLE_SCHEMA)
     name = f"part-{index:05d}.parquet"
     folder.write(name, content)
@@ -236,7 +252,7 @@ def read_part(folder: Folder, part: ExamplePart) -> pa.Table:
 
 
 def read_lengths(folder: Folder, manifest: ExampleManifest) -> list[PartLengths]:
-    """Each part's example lengths; reads only the two columns of numbers.
+    """Each part's example lengths; reads only these columns of numbers.
 
     Raises:
         StoreError: a part is missing, or its lengths are not those that the manifest names.
@@ -246,7 +262,7 @@ def read_lengths(folder: Folder, manifest: ExampleManifest) -> list[PartLengths]
     def read(part: ExamplePart) -> PartLengths:
         path, where = f"{folder.path}/{part.name}", f"{folder.uri}/{part.name}"
         try:
-            table = pq.read_table(path, columns=["tokens", "loss_tokens"], filesystem=filesystem)
+            table = pq.read_table(path, columns=list(_LENGTHS), filesystem=filesystem)
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{where}: cannot be read: {error}; {_REMEDY}") from error
         lengths, digest = _lengths(table)
@@ -264,8 +280,24 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 def _lengths(table: pa.Table) -> tuple[PartLengths, str]:
     """The lengths of a part's examples, and the SHA-256 of them."""
-    columns = [table[name].to_numpy().astype("<i8") for name in ("tokens", "loss_tokens")]
+    columns = [table[name].to_numpy().astype("<i8") for name in _LENGTHS]
     return PartLengths(*columns), sha256(b"".join(column.tobytes() for column in columns))
+
+
+def _with_shared_tokens(table: pa.Table) -> pa.Table:
+    """The table with `shared_tokens` as its order of examples has them."""
+    of = table["trajectory_id"].to_pylist()
+    ids = [row.values.to_numpy() for row in table["input_ids"]]
+    shared = np.zeros(len(ids), np.int32)
+    for at in range(1, len(ids)):
+        if of[at] == of[at - 1]:
+            both = min(len(ids[at - 1]), len(ids[at]))
+            differ = np.flatnonzero(ids[at - 1][:both] != ids[at][:both])
+            shared[at] = differ[0] if len(differ) else both
+    name = "shared_tokens"
+    return table.set_column(
+        table.schema.get_field_index(name), EXAMPLE_SCHEMA.field(name), [shared]
+    )
 
 
 def _check(example: Example) -> None:

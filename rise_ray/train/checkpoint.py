@@ -115,7 +115,8 @@ def model_card(task: WorkerTask, seconds: float) -> str:
         "Training": job.name,
         "Examples": f"{task.manifest.examples} ({job.examples})",
         "Optimizer steps": str(plan.steps),
-        "Tokens": f"{int(plan.tokens.sum())} ({int(plan.loss_tokens.sum())} with loss)",
+        "Tokens": f"{int(plan.tokens.sum())} ({int(plan.loss_tokens.sum())} with loss, "
+        f"{int(plan.computed_tokens.sum())} computed)",
         "Peak learning rate": str(job.config.lr),
         "Tokens of a batch": str(job.config.batch_tokens),
         "Seed": str(job.seed),

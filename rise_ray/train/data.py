@@ -11,8 +11,7 @@ and so knows the step to go on from.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,65 +24,10 @@ from ray.data.block import BlockMetadata
 from rise_ray.store.examples import ExampleManifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.packing import PackingPlan, PartRows, Share
+from rise_ray.train.rows import COLUMNS, RowBatch, empty_rows, fill_rows
 
 PARTS_PER_TASK = 8  # a read task yields a block per part; more parts per task, fewer tasks to start
 PREFETCH_STEPS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class RowBatch:
-    """Packed rows, each array of shape [rows, row_tokens].
-
-    `position_ids` restart at 0 for each example (and for the padding at a row's end), from
-    which transformers makes the block-causal mask. `weights` holds, for each token, the loss
-    weight of predicting it, divided by the data set's mean weight; 0 where it carries no loss.
-    """
-
-    input_ids: npt.NDArray[np.int32]
-    position_ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-
-
-_COLUMNS = ("input_ids", "position_ids", "weights")
-
-
-def fill_rows(
-    table: pa.Table, rows: PartRows, wanted: Iterable[int], row_tokens: int, mean_weight: float
-) -> RowBatch:
-    """Lay a part's examples out in the rows `wanted` (numbers within the part).
-
-    Args:
-        table: the part, of `EXAMPLE_SCHEMA`.
-        rows: its rows in the plan.
-        wanted: which of them, in the order of the result.
-        row_tokens: length of a row.
-        mean_weight: of the data set; every weight is divided by it.
-    """
-    ids, starts = _flat(table, "input_ids")
-    spans, span_starts = _flat_spans(table)
-    wanted = list(wanted)
-    batch = empty_rows(len(wanted), row_tokens)
-    for i, row in enumerate(wanted):
-        at = 0
-        for example in rows.examples(row).tolist():
-            length = starts[example + 1] - starts[example]
-            batch.input_ids[i, at : at + length] = ids[starts[example] : starts[example + 1]]
-            batch.position_ids[i, at : at + length] = np.arange(length)
-            for start, end, weight in spans[span_starts[example] : span_starts[example + 1]]:
-                # A first token has no prefix: predicting it from the row's neighbour is no loss.
-                batch.weights[i, at + max(start, 1) : at + end] = weight / mean_weight
-            at += length
-        batch.position_ids[i, at:] = np.arange(row_tokens - at)
-    return batch
-
-
-def empty_rows(rows: int, row_tokens: int) -> RowBatch:
-    """Rows of padding only."""
-    return RowBatch(
-        np.zeros((rows, row_tokens), np.int32),
-        np.tile(np.arange(row_tokens, dtype=np.int32), (rows, 1)),
-        np.zeros((rows, row_tokens), np.float32),
-    )
 
 
 class PackedRows(Datasource):
@@ -111,7 +55,12 @@ class PackedRows(Datasource):
             group = work[at : at + PARTS_PER_TASK]
             # A closure over what the task needs, not over the plan of the whole run.
             read = functools.partial(
-                _read_rows, self._folder, self._manifest, group, self._plan.row_tokens
+                _read_rows,
+                self._folder,
+                self._manifest,
+                group,
+                self._plan.row_tokens,
+                self._plan.trees,
             )
             tasks.append(self._task(read, sum(len(wanted) for _, wanted in group)))
         padding = self._padding()
@@ -142,7 +91,7 @@ class PackedRows(Datasource):
         return ReadTask(read, metadata)
 
     def _bytes_per_row(self) -> int:
-        return 4 * len(_COLUMNS) * self._plan.row_tokens
+        return 4 * len(COLUMNS) * self._plan.row_tokens
 
 
 def stream_rows(
@@ -172,7 +121,7 @@ def stream_rows(
     for table in dataset.iter_batches(
         batch_size=per_step, batch_format="pyarrow", prefetch_batches=PREFETCH_STEPS
     ):
-        columns = [_matrix(table, name, plan.row_tokens) for name in _COLUMNS]
+        columns = [_matrix(table, name, plan.row_tokens) for name in COLUMNS]
         for at in range(0, per_step, rows_per_pass):
             yield RowBatch(*(column[at : at + rows_per_pass] for column in columns))
 
@@ -182,10 +131,11 @@ def _read_rows(
     manifest: ExampleManifest,
     work: Sequence[tuple[PartRows, list[int]]],
     row_tokens: int,
+    trees: bool,
 ) -> Iterator[pa.Table]:
     for rows, wanted in work:
         table = read_part(folder, manifest.parts[rows.part])
-        yield _block(fill_rows(table, rows, wanted, row_tokens, manifest.mean_weight))
+        yield _block(fill_rows(table, rows, wanted, row_tokens, manifest.mean_weight, trees))
 
 
 def _padding_blocks(rows: int, row_tokens: int) -> Iterator[pa.Table]:
@@ -197,24 +147,9 @@ def _block(batch: RowBatch) -> pa.Table:
         matrix = getattr(batch, name)
         return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
 
-    return pa.table({name: column(name) for name in _COLUMNS})
+    return pa.table({name: column(name) for name in COLUMNS})
 
 
 def _matrix(table: pa.Table, name: str, row_tokens: int) -> npt.NDArray[Any]:
     flat = table.column(name).combine_chunks().flatten().to_numpy()
     return np.asarray(flat).reshape(-1, row_tokens)
-
-
-def _flat(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """A list column as its values and the offsets of each list in them."""
-    lists = table.column(name).combine_chunks()
-    offsets = lists.offsets.to_numpy()
-    return lists.values.to_numpy(), offsets
-
-
-def _flat_spans(
-    table: pa.Table,
-) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.int32]]:
-    lists = table.column("spans").combine_chunks()
-    fields = (lists.values.field(name).to_pylist() for name in ("start", "end", "weight"))
-    return list(zip(*fields, strict=True)), lists.offsets.to_numpy()

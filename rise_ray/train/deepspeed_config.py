@@ -62,6 +62,15 @@ def passes_per_step(config: TrainConfig) -> int:
     return rows // (config.workers * config.rows_per_pass)
 
 
+def batch_sizes(rows_per_step: int, rows_per_pass: int, workers: int) -> dict[str, int]:
+    """A step's rows, as DeepSpeed has them: all, a rank's at once, and its passes."""
+    return {
+        "train_batch_size": rows_per_step,
+        "train_micro_batch_size_per_gpu": rows_per_pass,
+        "gradient_accumulation_steps": rows_per_step // (workers * rows_per_pass),
+    }
+
+
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """The config for `deepspeed.initialize`, `deepspeed_file` and `deepspeed` merged over ours.
 
@@ -80,10 +89,9 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
 
 def _base(config: TrainConfig) -> dict[str, Any]:
     on_gpu = config.num_gpus > 0
+    rows = config.batch_tokens // config.row_tokens
     return {
-        "train_batch_size": config.batch_tokens // config.row_tokens,
-        "train_micro_batch_size_per_gpu": config.rows_per_pass,
-        "gradient_accumulation_steps": passes_per_step(config),
+        **batch_sizes(rows, config.rows_per_pass, config.workers),
         "gradient_clipping": config.grad_clip,
         "bf16": {"enabled": uses_bfloat16(config)},
         "optimizer": {

@@ -15,13 +15,16 @@ from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import uses_bfloat16
 from rise_ray.train.job import STATE_VERSION, TrainJob
-from rise_ray.train.loss import WeightedLoss
+from rise_ray.train.loss import WeightedLoss, check_trees
+from rise_ray.train.packing import PackingPlan
 
 TAG = "state"
 """The folder of a state in a checkpoint of Ray Train's."""
 
 
-def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) -> tuple[Any, Any]:
+def start_engine(
+    job: TrainJob, deepspeed_config: dict[str, Any], plan: PackingPlan
+) -> tuple[Any, Any]:
     """The model under DeepSpeed, and an object that has to live as long as it."""
     import deepspeed
     from transformers import AutoModelForCausalLM
@@ -42,16 +45,18 @@ def start_engine(job: TrainJob, deepspeed_config: dict[str, Any], steps: int) ->
         _gather_whole_layers(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = WeightedLoss(model)
+    module = WeightedLoss(model, plan.trees)
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         config=deepspeed_config,
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: lr_factor(step, steps, config.warmup_ratio, config.min_lr_ratio),
+            lambda step: lr_factor(step, plan.steps, config.warmup_ratio, config.min_lr_ratio),
         ),
     )
+    if plan.trees:
+        check_trees(module, plan.row_tokens)
     engine.train()
     return engine, keep_alive
 

@@ -24,16 +24,25 @@ from typing import TYPE_CHECKING, Any
 from rise_ray.config.loading import may_change
 from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import TrainError
+from rise_ray.models.locate import locate_tokenizer
 from rise_ray.store.examples import ExampleManifest, read_lengths, read_manifest, read_part
 from rise_ray.store.files import Folder
-from rise_ray.train.deepspeed_config import checkpoint_dtype, deepspeed_config
+from rise_ray.train.deepspeed_config import batch_sizes, checkpoint_dtype, deepspeed_config
 from rise_ray.train.job import STATE_VERSION, TrainJob, TrainResult, WorkerResult, WorkerTask
-from rise_ray.train.packing import ExampleTooLongError, PackingPlan, plan_epochs, plan_tokens
+from rise_ray.train.packing import (
+    ExampleTooLongError,
+    PackingPlan,
+    choose_layout,
+    plan_epochs,
+    plan_tokens,
+)
 
 if TYPE_CHECKING:
     from rise_ray.train.ray_train import StoppableTrainer
 
 logger = logging.getLogger(__name__)
+
+_FULL = "full_attention"
 
 
 def train(job: TrainJob) -> TrainResult:
@@ -51,12 +60,15 @@ def train(job: TrainJob) -> TrainResult:
         StoreError: a folder cannot be read or written.
     """
     start = time.monotonic()
-    deepspeed = deepspeed_config(job.config)
-    dtype = checkpoint_dtype(job.config, job.dtype)
+    config = job.config
+    deepspeed = deepspeed_config(config)
+    dtype = checkpoint_dtype(config, job.dtype)
     folder = Folder(job.examples)
     manifest = read_manifest(folder)
     plan = _plan(job, folder, manifest)
-    result = _fit(WorkerTask(job, manifest, plan, deepspeed, dtype))
+    rows_per_pass = plan.rows_at_once(config.workers, config.rows_per_pass)
+    deepspeed |= batch_sizes(plan.rows_per_step, rows_per_pass, config.workers)
+    result = _fit(WorkerTask(job, manifest, plan, rows_per_pass, deepspeed, dtype))
     if not isinstance(result, WorkerResult):
         raise TrainError(f"{job.name}: rank 0 returned no result")
     if result.error is not None:
@@ -66,6 +78,7 @@ def train(job: TrainJob) -> TrainResult:
     return TrainResult(
         steps=plan.steps,
         tokens=int(plan.tokens.sum()),
+        computed_tokens=int(plan.computed_tokens.sum()),
         loss_tokens=int(plan.loss_tokens.sum()),
         seconds=result.seconds,
         total_seconds=time.monotonic() - start,
@@ -80,18 +93,41 @@ def train(job: TrainJob) -> TrainResult:
 def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPlan:
     config = job.config
     lengths = read_lengths(folder, manifest)
-    rows = {
-        "row_tokens": config.row_tokens,
-        "rows_per_step": config.batch_tokens // config.row_tokens,
-        "seed": job.seed,
-    }
+    choose = functools.partial(
+        choose_layout,
+        lengths,
+        batch_tokens=config.batch_tokens,
+        row_tokens=config.row_tokens,
+        workers=config.workers,
+    )
+    layout = choose(shared_prefixes=config.shared_prefixes)
+    if layout.fill is not None and not _sees_all(job):
+        layout = choose(shared_prefixes=False)
     try:
         if job.token_budget is not None:
-            return plan_tokens(lengths, tokens=job.token_budget, **rows)
-        return plan_epochs(lengths, epochs=config.epochs, **rows)
+            return plan_tokens(lengths, layout, tokens=job.token_budget, seed=job.seed)
+        return plan_epochs(lengths, layout, epochs=config.epochs, seed=job.seed)
     except ExampleTooLongError as error:
         table = read_part(folder, manifest.parts[error.part])
         raise TrainError(f"example {table['id'][error.index]}: {error}") from error
+
+
+def _sees_all(job: TrainJob) -> bool:
+    """Whether each token attends to all before it, in all layers: what trees rest on."""
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(
+        locate_tokenizer(job.base), trust_remote_code=job.trust_remote_code
+    ).get_text_config(decoder=True)
+    kinds = getattr(found, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if getattr(found, "sliding_window", None) else _FULL]
+    if set(kinds) == {_FULL}:
+        return True
+    logger.warning(
+        "%s: shared prefixes are not used: the model has %s", job.name, sorted(set(kinds))
+    )
+    return False
 
 
 def _fit(task: WorkerTask) -> Any:

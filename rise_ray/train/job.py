@@ -10,7 +10,7 @@ from rise_ray.config.settings import TrainConfig
 from rise_ray.store.examples import ExampleManifest
 from rise_ray.train.packing import PackingPlan
 
-STATE_VERSION = "2"
+STATE_VERSION = "3"
 """Of a state that ranks go on from, and of what its step number counts: another packing plan is
 another version."""
 
@@ -57,6 +57,8 @@ class TrainResult:
     steps: int
     tokens: int
     """Trained on, without padding, over all ranks and epochs."""
+    computed_tokens: int
+    """Passed through the model for it: fewer than `tokens` where prefixes were shared."""
     loss_tokens: int
     seconds: float
     """Of the steps alone, without start-up and checkpoint (of the last start, if it resumed)."""
@@ -77,6 +79,8 @@ class WorkerTask:
     job: TrainJob
     manifest: ExampleManifest
     plan: PackingPlan
+    rows_per_pass: int
+    """Rows of a rank in one forward pass; the rest of a step's is gradient accumulation."""
     deepspeed: dict[str, Any]
     dtype: Literal["float32", "bfloat16"]
     """Of the written checkpoint."""

@@ -24,11 +24,11 @@ from rise_ray.mdp import derive_seed
 from rise_ray.store.examples import read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.checkpoint import export_checkpoint
-from rise_ray.train.data import RowBatch, stream_rows
-from rise_ray.train.deepspeed_config import passes_per_step
+from rise_ray.train.data import stream_rows
 from rise_ray.train.engine import TAG, load_state, quiet_libraries, start_engine
 from rise_ray.train.job import STATE_VERSION, WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
+from rise_ray.train.rows import RowBatch
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
@@ -45,7 +45,7 @@ def train_worker(config: dict[str, Any]) -> WorkerResult:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before the first import of deepspeed
     quiet_libraries()
     torch.manual_seed(job.seed)
-    engine, keep_alive = start_engine(job, task.deepspeed, task.plan.steps)
+    engine, keep_alive = start_engine(job, task.deepspeed, task.plan)
     run = _Run(task, engine, beat)
     run.resume()
     try:
@@ -56,6 +56,16 @@ def train_worker(config: dict[str, Any]) -> WorkerResult:
     export_checkpoint(engine.module.model, task, run.seconds)
     del keep_alive
     return WorkerResult(None, run.losses, run.resumed_at, run.skipped, run.seconds)
+
+
+def tensors(batch: RowBatch, joined: bool, device: Any) -> list[torch.Tensor]:
+    """A pass's rows as `WeightedLoss` takes them, `joined` to a single one or as they are."""
+    if joined:
+        batch = batch.joined()
+    indices = (batch.input_ids, batch.position_ids, batch.parents, batch.ends)
+    # Copies: Ray's blocks are read-only memory, which torch refuses to take as it is.
+    columns = (*(column.astype(np.int64) for column in indices), batch.weights.copy())
+    return [torch.from_numpy(column).to(device) for column in columns]
 
 
 class _NoUseToRepeatError(Exception):
@@ -99,14 +109,14 @@ class _Run:
         """Take all steps that are left."""
         task = self.task
         config = task.job.config
-        passes = passes_per_step(config)
         share = Share(self._rank, self._world_size, self.step)
+        passes = share.rows_per_step(task.plan) // task.rows_per_pass
         stream = stream_rows(
             Folder(task.job.examples),
             task.manifest,
             task.plan,
             share,
-            config.rows_per_pass,
+            task.rows_per_pass,
             config.step_deadline_s,
         )
         start = self._logged_at = time.monotonic()
@@ -124,13 +134,14 @@ class _Run:
         scale = self._world_size / float(self.task.plan.loss_tokens[self.step])
         total = torch.zeros((), device=self._device)
         for batch in passes:
-            loss = self.engine(*self._tensors(batch)) * scale
+            columns = tensors(batch, self.engine.module.takes_joined, self._device)
+            loss = self.engine(*columns) * scale
             self.engine.backward(loss, scale_wrt_gas=False)
             self.engine.step()
             total += loss.detach()
         self._grad_norm = float(self.engine.get_global_grad_norm())
         self._unsynced.append(total / self._world_size)
-        self._arrived.append(sum(int(np.count_nonzero(batch.weights)) for batch in passes))
+        self._arrived.append(sum(int(batch.predicted.sum()) for batch in passes))
         self.step += 1
         if math.isfinite(self._grad_norm):
             self._skipped_in_a_row = 0
@@ -150,14 +161,6 @@ class _Run:
         if self._skipped_in_a_row > most:
             what = f"the gradient is not finite, as in the {most} steps before it"
             raise _NoUseToRepeatError(self._describe_failure(self.step - 1, what))
-
-    def _tensors(self, batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return (
-            torch.from_numpy(batch.input_ids.astype(np.int64)).to(self._device),
-            torch.from_numpy(batch.position_ids.astype(np.int64)).to(self._device),
-            # A copy: Ray's blocks are read-only memory, which torch refuses to take as it is.
-            torch.from_numpy(batch.weights.copy()).to(self._device),
-        )
 
     def _sync(self) -> None:
         """Sum and check the losses, log, and save a state if rank 0 finds it due."""

@@ -1,17 +1,22 @@
 """The packing plan: which example lies in which row of which optimizer step.
 
 Fixed before training from the examples' lengths and a seed alone, so every rank knows every
-step's loss denominator without asking, a restarted run goes on at any step, and the batches do
-not depend on the number of ranks. Needs only numpy.
+step's loss denominator without asking, and a restarted run goes on at any step. Needs only numpy.
 
 The plan is one stream of rows: epoch by epoch the parts in a random order, within a part the
-examples packed into rows by best fit, the rows in a random order. A step is the next
-`rows_per_step` rows; only the very last step is filled up with empty rows.
+examples packed into rows, the rows in a random order. A step is the next `rows_per_step` rows;
+only the very last step is filled up with empty rows.
+
+Rows hold examples one after the other, or trees: the examples of a trajectory follow each other in
+a part, and each is laid out behind the one before it without the tokens that both begin with. A
+row then trains on more tokens than it holds, so a step takes fewer: as many as train on about
+`batch_tokens`. A tree that is longer than a row is cut between two of its examples.
 """
 
 from __future__ import annotations
 
-import itertools
+import heapq
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +30,12 @@ from rise_ray.store.examples import PartLengths
 
 IntArray = npt.NDArray[np.int64]
 
+_SAVES = 1.1  # trees are worth their mask from this many trained tokens a held one on
+_ROOM = 0.9  # whole trees fill rows so far, on average, without being squeezed out of them
+_OVER = (
+    1.25  # a tree this much longer than its row's share is cut, or steps would outgrow the batch
+)
+
 
 class ExampleTooLongError(TrainError):
     """Example `index` of part `part` does not fit a row (the caller knows its id)."""
@@ -36,6 +47,20 @@ class ExampleTooLongError(TrainError):
         )
         self.part = part
         self.index = index
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What rows hold: examples one after the other, as many as fit, or trees.
+
+    Trees (`fill` is set) are cut where they are longer than `longest_tree`, and spread evenly over
+    rows of about `fill` tokens, which hold `row_tokens` at most.
+    """
+
+    row_tokens: int
+    rows_per_step: int
+    fill: int | None = None
+    longest_tree: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +86,32 @@ class PartRows:
         start = self.ends[row - 1] if row else 0
         return self.order[start : self.ends[row]]
 
+    def shared(self, tokens: IntArray) -> IntArray:
+        """How many tokens each example in `order` has in common with the one before it in its row.
+
+        Args:
+            tokens: of every example of the part, what it shares with the one before it there.
+        """
+        follows = np.diff(self.order, prepend=-2) == 1
+        follows[self.ends[:-1]] = False
+        return np.where(follows, tokens[self.order], 0)
+
 
 @dataclass(frozen=True, slots=True)
 class PackingPlan:
-    """The whole run's batches. `tokens` and `loss_tokens` have one entry per step (no padding)."""
+    """The whole run's batches.
+
+    `tokens` (trained on), `loss_tokens` and `computed_tokens` (held by rows: fewer than trained on
+    where they hold trees) have one entry per step and count no padding.
+    """
 
     row_tokens: int
     rows_per_step: int
+    trees: bool
     parts: tuple[PartRows, ...]
     tokens: IntArray
     loss_tokens: IntArray
+    computed_tokens: IntArray
 
     @property
     def steps(self) -> int:
@@ -81,6 +122,11 @@ class PackingPlan:
     def rows(self) -> int:
         """Rows that hold examples; the last step's other rows are empty."""
         return self.parts[-1].first_row + self.parts[-1].rows
+
+    def rows_at_once(self, workers: int, most: int) -> int:
+        """The largest number of a rank's rows in a step, up to `most`, that divides all of them."""
+        rows = self.rows_per_step // workers
+        return next(number for number in range(min(most, rows), 0, -1) if rows % number == 0)
 
     def step_examples(self, step: int) -> list[tuple[int, int]]:
         """(part, index in the part) of every example of a step, row by row."""
@@ -114,46 +160,78 @@ class Share:
         return np.flatnonzero((owner == self.rank) & started)
 
 
+def choose_layout(
+    lengths: Sequence[PartLengths],
+    *,
+    batch_tokens: int,
+    row_tokens: int,
+    workers: int,
+    shared_prefixes: bool,
+) -> Layout:
+    """Trees where they save tokens, else rows of examples one after the other.
+
+    Args:
+        lengths: of the parts.
+        batch_tokens: that a step trains on, about.
+        row_tokens: that a row holds at most.
+        workers: the ranks, each of which has as many rows of a step.
+        shared_prefixes: whether trees are allowed.
+    """
+    separate = Layout(row_tokens, batch_tokens // row_tokens)
+    tokens = sum(int(part.tokens.sum()) for part in lengths)
+    if not (shared_prefixes and tokens):
+        return separate
+    longest_tree, layout, held = row_tokens, separate, tokens
+    for _ in range(2):  # how long trees may be rests on what they save, and that on how long
+        held = sum(int(_trees(part, longest_tree)[1].sum()) for part in lengths)
+        rank_tokens = batch_tokens * held / tokens / workers
+        rows = math.ceil(rank_tokens / (_ROOM * row_tokens))
+        fill = max(1, round(rank_tokens / rows))
+        layout = Layout(row_tokens, rows * workers, fill, longest_tree)
+        longest_tree = min(longest_tree, round(_OVER * fill))
+    return layout if tokens >= _SAVES * held else separate
+
+
 def plan_epochs(
-    lengths: Sequence[PartLengths], *, row_tokens: int, rows_per_step: int, epochs: float, seed: int
+    lengths: Sequence[PartLengths], layout: Layout, *, epochs: float, seed: int
 ) -> PackingPlan:
     """The batches of `epochs` passes; of a last fraction, that share of the epoch's rows.
 
     Raises:
         TrainError: an example is longer than a row, or there is none.
     """
-    _check(lengths, row_tokens)
+    _check(lengths, layout.row_tokens)
     whole, fraction = int(epochs), epochs - int(epochs)
     parts: list[PartRows] = []
     for epoch in range(whole + (fraction > 0)):
-        new = list(_epoch(lengths, row_tokens, _rows(parts), seed, epoch))
+        new = list(_epoch(lengths, layout, _rows(parts), seed, epoch))
         if epoch == whole:
             total = sum(rows.rows for rows in new)
             new = _truncate(new, _rows(parts) + max(1, round(fraction * total)))
         parts += new
-    return _plan(lengths, parts, row_tokens, rows_per_step)
+    return _plan(lengths, layout, parts)
 
 
 def plan_tokens(
-    lengths: Sequence[PartLengths], *, row_tokens: int, rows_per_step: int, tokens: int, seed: int
+    lengths: Sequence[PartLengths], layout: Layout, *, tokens: int, seed: int
 ) -> PackingPlan:
-    """The batches of as many whole steps as come closest to `tokens` real tokens, at least one.
+    """The batches of as many whole steps as come closest to `tokens` trained on, at least one.
 
     Goes through the data as often as it takes.
 
     Raises:
         TrainError: an example is longer than a row, or there is none.
     """
-    _check(lengths, row_tokens)
-    # Whole epochs until at least one full step beyond the target, to see which side is closer.
-    epoch_tokens = sum(int(part.tokens.sum()) for part in lengths)
-    epochs = -(-(tokens + rows_per_step * row_tokens) // epoch_tokens)
+    _check(lengths, layout.row_tokens)
     parts: list[PartRows] = []
-    for epoch in range(epochs):
-        parts += _epoch(lengths, row_tokens, _rows(parts), seed, epoch)
-    reached = np.cumsum(_plan(lengths, parts, row_tokens, rows_per_step).tokens)
+    reached = np.zeros(0, np.int64)
+    # Until a whole step lies beyond the target, to see which side is closer.
+    while len(reached) < 2 or reached[-2] < tokens:
+        epoch = len(parts) // len(lengths)
+        parts += _epoch(lengths, layout, _rows(parts), seed, epoch)
+        reached = np.cumsum(_plan(lengths, layout, parts).tokens)
     steps = 1 + int(np.argmin(np.abs(reached - tokens)))
-    return _plan(lengths, _truncate(parts, steps * rows_per_step), row_tokens, rows_per_step)
+    return _plan(lengths, layout, _truncate(parts, steps * layout.rows_per_step))
 
 
 def pack(lengths: IntArray, row_tokens: int, rng: np.random.Generator) -> list[list[int]]:
@@ -184,30 +262,90 @@ def pack(lengths: IntArray, row_tokens: int, rng: np.random.Generator) -> list[l
     return [rows[row] for row in rng.permutation(len(rows))]
 
 
+def spread(lengths: IntArray, fill: int, most: int, rng: np.random.Generator) -> list[list[int]]:
+    """Assign trees to rows of about `fill` tokens each, as evenly as whole trees allow.
+
+    Args:
+        lengths: tokens of each tree, each at most `most`.
+        fill: tokens of a row on average.
+        most: length of a row.
+        rng: breaks ties, so that each epoch has other neighbours.
+
+    Returns:
+        The rows in random order, each a list of indices into `lengths`; every index occurs once.
+    """
+    shuffled = rng.permutation(len(lengths))
+    longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    rows: list[list[int]] = [[] for _ in range(max(1, round(int(lengths.sum()) / fill)))]
+    emptiest = [(0, row) for row in range(len(rows))]
+    for tree in longest_first.tolist():
+        held, row = emptiest[0]
+        if held + int(lengths[tree]) > most:
+            heapq.heappush(emptiest, (int(lengths[tree]), len(rows)))
+            rows.append([tree])
+        else:
+            heapq.heapreplace(emptiest, (held + int(lengths[tree]), row))
+            rows[row].append(tree)
+    return [rows[row] for row in rng.permutation(len(rows)) if rows[row]]
+
+
+def _trees(part: PartLengths, longest: int | None) -> tuple[IntArray, IntArray]:
+    """The first example of each of a part's trees, and the tokens that a tree takes.
+
+    A tree goes on while examples share tokens with the one before and it is no longer than
+    `longest` tokens; None: every example is one of its own.
+    """
+    if longest is None:
+        return np.arange(len(part.tokens)), part.tokens
+    first: list[int] = []
+    held: list[int] = []
+    each = zip(part.tokens.tolist(), part.shared_tokens.tolist(), strict=True)
+    for example, (tokens, shared) in enumerate(each):
+        if shared and held[-1] + tokens - shared <= longest:
+            held[-1] += tokens - shared
+        else:
+            first.append(example)
+            held.append(tokens)
+    return np.array(first, np.int64), np.array(held, np.int64)
+
+
 def _epoch(
-    lengths: Sequence[PartLengths], row_tokens: int, first_row: int, seed: int, epoch: int
+    lengths: Sequence[PartLengths], layout: Layout, first_row: int, seed: int, epoch: int
 ) -> Iterator[PartRows]:
     order = np.random.default_rng(derive_seed(seed, "parts", epoch)).permutation(len(lengths))
     for part in order.tolist():
         rng = np.random.default_rng(derive_seed(seed, "rows", epoch, part))
-        rows = pack(lengths[part].tokens, row_tokens, rng)
-        examples = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
-        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-        yield PartRows(part, first_row, examples, ends)
+        if layout.fill is None:
+            first, held = _trees(lengths[part], None)
+            rows = pack(held, layout.row_tokens, rng)
+        else:
+            first, held = _trees(lengths[part], layout.longest_tree)
+            rows = spread(held, layout.fill, layout.row_tokens, rng)
+        counts = np.diff(first, append=len(lengths[part].tokens))
+        trees = [np.arange(first[tree], first[tree] + counts[tree]) for row in rows for tree in row]
+        ends = np.cumsum([sum(counts[row]) for row in rows], dtype=np.int64)
+        yield PartRows(part, first_row, np.concatenate(trees), ends)
         first_row += len(rows)
 
 
-def _plan(
-    lengths: Sequence[PartLengths], parts: list[PartRows], row_tokens: int, rows_per_step: int
-) -> PackingPlan:
-    steps = -(-_rows(parts) // rows_per_step)
-    tokens, loss_tokens = np.zeros((2, steps), np.int64)
+def _plan(lengths: Sequence[PartLengths], layout: Layout, parts: list[PartRows]) -> PackingPlan:
+    trees = layout.fill is not None
+    steps = -(-_rows(parts) // layout.rows_per_step)
+    tokens, loss_tokens, computed = np.zeros((3, steps), np.int64)
+    longest_row = 0
     for rows in parts:
+        part = lengths[rows.part]
         row = np.repeat(np.arange(rows.rows), np.diff(rows.ends, prepend=0))
-        step = (rows.first_row + row) // rows_per_step
-        np.add.at(tokens, step, lengths[rows.part].tokens[rows.order])
-        np.add.at(loss_tokens, step, lengths[rows.part].loss_tokens[rows.order])
-    return PackingPlan(row_tokens, rows_per_step, tuple(parts), tokens, loss_tokens)
+        step = (rows.first_row + row) // layout.rows_per_step
+        held = part.tokens[rows.order] - (rows.shared(part.shared_tokens) if trees else 0)
+        np.add.at(tokens, step, part.tokens[rows.order])
+        np.add.at(loss_tokens, step, part.loss_tokens[rows.order])
+        np.add.at(computed, step, held)
+        longest_row = max(longest_row, int(np.bincount(row, held).max()))
+    row_tokens = longest_row if trees else layout.row_tokens
+    return PackingPlan(
+        row_tokens, layout.rows_per_step, trees, tuple(parts), tokens, loss_tokens, computed
+    )
 
 
 def _rows(parts: Sequence[PartRows]) -> int:

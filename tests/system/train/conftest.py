@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,24 @@ def _example(rng: random.Random, number: int, longest: int) -> Example:
     )
     ids = tuple(rng.randrange(3, VOCABULARY) for _ in range(length))
     return Example(f"e{number}", ids, tuple(spans), provenance)
+
+
+def branch(example: Example, count: int, longest: int = 40) -> list[Example]:
+    """So many examples of its trajectory, itself one of them, that begin as it does."""
+    rng = random.Random(example.id)
+    made = [example]
+    for number in range(1, count):
+        kept = rng.randint(2, len(example.input_ids) - 2)
+        tail = [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(2, longest - kept))]
+        ids = (*example.input_ids[:kept], *tail)
+        spans = (Span(kept - 1, len(ids), rng.uniform(0.2, 3.0)),)  # one shared token, too
+        made.append(replace(example, id=f"{example.id}/{number}", input_ids=ids, spans=spans))
+    return made
+
+
+@pytest.fixture(name="branch")
+def _branch() -> Callable[..., list[Example]]:
+    return branch
 
 
 @pytest.fixture(name="make_examples")

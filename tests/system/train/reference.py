@@ -10,7 +10,7 @@ from rise_ray.store.examples import examples_from_table, read_lengths, read_mani
 from rise_ray.store.files import Folder
 from rise_ray.train.engine import lr_factor
 from rise_ray.train.job import TrainJob
-from rise_ray.train.packing import PackingPlan, plan_epochs
+from rise_ray.train.packing import PackingPlan, choose_layout, plan_epochs
 
 
 def plain_steps(job: TrainJob) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -49,13 +49,13 @@ def batch_loss(model: torch.nn.Module, batch: list[Example], mean_weight: float)
 
 
 def plan_of(job: TrainJob) -> PackingPlan:
-    folder = Folder(job.examples)
+    folder, config = Folder(job.examples), job.config
     lengths = read_lengths(folder, read_manifest(folder))
-    rows = job.config.batch_tokens // job.config.row_tokens
-    return plan_epochs(
+    layout = choose_layout(
         lengths,
-        row_tokens=job.config.row_tokens,
-        rows_per_step=rows,
-        epochs=job.config.epochs,
-        seed=job.seed,
+        batch_tokens=config.batch_tokens,
+        row_tokens=config.row_tokens,
+        workers=config.workers,
+        shared_prefixes=config.shared_prefixes,
     )
+    return plan_epochs(lengths, layout, epochs=config.epochs, seed=job.seed)

@@ -87,6 +87,7 @@ def test_packed_zero3_steps_of_two_workers_equal_plain_single_process_steps(
     tiny_model: Path,
     examples_folder: WriteExamples,
     make_examples: Callable[..., list[Example]],
+    branch: Callable[..., list[Example]],
 ) -> None:
     logged = tmp_path / "log.jsonl"
 
@@ -94,13 +95,15 @@ def test_packed_zero3_steps_of_two_workers_equal_plain_single_process_steps(
         with logged.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    job = make_job(tmp_path, tiny_model, examples_folder(make_examples(160)), log=log)
+    made = [b for example in make_examples(60) for b in branch(example, 3)]
+    job = make_job(tmp_path, tiny_model, examples_folder(made), log=log)
     result = train(job)
     losses, weights = plain_steps(job)
 
     plan = plan_of(job)
     assert result.steps == plan.steps == len(losses)
-    assert result.tokens == 2 * sum(len(e.input_ids) for e in make_examples(160))
+    assert result.tokens == 2 * sum(len(e.input_ids) for e in made)
+    assert plan.computed_tokens.sum() == result.computed_tokens < 0.8 * result.tokens
     assert result.loss_tokens == plan.loss_tokens.sum()
     assert result.first_loss == pytest.approx(losses[0], rel=1e-4)
     assert result.last_loss == pytest.approx(losses[-1], rel=1e-3)

@@ -12,8 +12,9 @@ from rise_ray.mdp import Example
 from rise_ray.store import examples as store
 from rise_ray.store.examples import read_lengths, write_example_parts
 from rise_ray.store.files import Folder
-from rise_ray.train.data import PARTS_PER_TASK, RowBatch, stream_rows
-from rise_ray.train.packing import Share, plan_epochs
+from rise_ray.train.data import PARTS_PER_TASK, stream_rows
+from rise_ray.train.packing import Layout, Share, plan_epochs
+from rise_ray.train.rows import RowBatch
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
 
@@ -30,8 +31,7 @@ def test_two_ranks_get_every_example_and_a_restart_the_same_passes(
     assert len(manifest.parts) > PARTS_PER_TASK  # so that there are several read tasks, too
     plan = plan_epochs(
         read_lengths(folder, manifest),
-        row_tokens=ROW_TOKENS,
-        rows_per_step=ROWS_PER_STEP,
+        Layout(ROW_TOKENS, ROWS_PER_STEP),
         epochs=EPOCHS,
         seed=0,
     )

@@ -15,8 +15,9 @@ from rise_ray.store.examples import (
     write_example_parts,
 )
 from rise_ray.store.files import Folder
-from rise_ray.train.data import PARTS_PER_TASK, PackedRows, fill_rows
-from rise_ray.train.packing import PartRows, Share, plan_epochs
+from rise_ray.train.data import PARTS_PER_TASK, PackedRows
+from rise_ray.train.packing import Layout, PartRows, Share, plan_epochs
+from rise_ray.train.rows import fill_rows
 
 PLACE = Place("iteration", 1, "collect")
 PROVENANCE = Provenance("candidate", "all", "t", "p", PLACE, 0, 0, 1.0, 0, 0, "")
@@ -28,7 +29,7 @@ def test_a_row_holds_its_examples_one_after_the_other() -> None:
         Example("b", (21, 22, 23, 24), (Span(1, 2, 1.0), Span(3, 4, 2.0)), PROVENANCE),
     ]
     rows = PartRows(0, 0, np.array([1, 0]), np.array([2]))
-    batch = fill_rows(examples_to_table(made), rows, [0], 9, mean_weight=2.0)
+    batch = fill_rows(examples_to_table(made), rows, [0], 9, mean_weight=2.0, trees=False)
     assert batch.input_ids.tolist() == [[21, 22, 23, 24, 11, 12, 13, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
     assert batch.weights.tolist() == [[0, 0.5, 0, 1.0, 0, 2.0, 0, 0, 0]]
@@ -43,9 +44,7 @@ def test_the_ranks_read_every_row_once_from_any_step(tmp_path: Path, first_step:
     ]
     write_example_parts(folder, made, 0)
     manifest = read_manifest(folder)
-    plan = plan_epochs(
-        read_lengths(folder, manifest), row_tokens=512, rows_per_step=8, epochs=1, seed=0
-    )
+    plan = plan_epochs(read_lengths(folder, manifest), Layout(512, 8), epochs=1, seed=0)
 
     def rows(rank: int, world_size: int) -> np.ndarray:
         share = Share(rank, world_size, first_step)
@@ -65,9 +64,7 @@ def test_parts_before_the_first_step_are_not_read(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "examples"))
     made = [Example(f"e{n}", (1, 2, 3, 4), (Span(1, 2, 1.0),), PROVENANCE) for n in range(3 * 1024)]
     manifest = write_example_parts(folder, made, 0)
-    plan = plan_epochs(
-        read_lengths(folder, manifest), row_tokens=8, rows_per_step=4, epochs=1, seed=0
-    )
+    plan = plan_epochs(read_lengths(folder, manifest), Layout(8, 4), epochs=1, seed=0)
 
     def parts(first_step: int) -> list[int]:
         work = PackedRows(folder, manifest, plan, Share(0, 2, first_step)).work()

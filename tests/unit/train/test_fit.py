@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
 
 from rise_ray.config.settings import TrainConfig
 from rise_ray.store.examples import ExampleManifest
 from rise_ray.train import fit
-from rise_ray.train.fit import _run_name
+from rise_ray.train.fit import _run_name, _sees_all
 
 
 def _task(seed: int = 3, **settings: Any) -> Any:
@@ -30,3 +32,22 @@ def test_a_run_of_another_state_version_seed_or_learning_rate_has_another_name(
     assert name != _run_name(_task(lr=0.5))
     monkeypatch.setattr(fit, "STATE_VERSION", "another")
     assert name != _run_name(_task())
+
+
+@pytest.mark.parametrize(
+    ("config", "sees_all"),
+    [
+        (LlamaConfig(), True),
+        (Qwen3Config(num_hidden_layers=2), True),
+        (MistralConfig(sliding_window=None), True),
+        (MistralConfig(sliding_window=128), False),
+        (Gemma3TextConfig(num_hidden_layers=6), False),
+    ],
+)
+def test_a_model_with_a_sliding_window_shares_no_prefixes(
+    config: Any, sees_all: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config.save_pretrained(tmp_path)
+    job: Any = SimpleNamespace(name="iteration=1", base=str(tmp_path), trust_remote_code=False)
+    assert _sees_all(job) == sees_all
+    assert ("iteration=1: shared prefixes are not used" in caplog.text) == (not sees_all)

@@ -21,9 +21,9 @@ from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import read_lengths, read_part, write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.train import loop
-from rise_ray.train.data import RowBatch, empty_rows
 from rise_ray.train.loop import SYNC_STEPS, _NoUseToRepeatError, _Run
-from rise_ray.train.packing import plan_epochs
+from rise_ray.train.packing import Layout, plan_epochs
+from rise_ray.train.rows import RowBatch, empty_rows
 
 ROW = 8
 STEPS = 2 * SYNC_STEPS + 3
@@ -34,6 +34,7 @@ def rows(loss_tokens: int = ROW - 1) -> RowBatch:
     """One row with so many loss tokens."""
     batch = empty_rows(1, ROW)
     batch.weights[0, :loss_tokens] = 1.0
+    batch.predicted[0, :loss_tokens] = 1
     return batch
 
 
@@ -48,6 +49,7 @@ class Engine:
         self.saved: list[dict[str, Any]] = []
         self.scheduled = 0
         self.lr_scheduler = self
+        self.module = SimpleNamespace(takes_joined=False)
         self._infinite_at = infinite_at
         self._skips = skips
 
@@ -95,12 +97,12 @@ def start(tmp_path: Path) -> Callable[..., _Run]:
     folder = Folder(str(tmp_path / "examples"))
     manifest = write_example_parts(folder, [example(n) for n in range(STEPS)], seed=0)
     lengths = read_lengths(folder, manifest)
-    plan = plan_epochs(lengths, row_tokens=ROW, rows_per_step=1, epochs=1, seed=0)
+    plan = plan_epochs(lengths, Layout(ROW, 1), epochs=1, seed=0)
     config = TrainConfig(workers=1, batch_tokens=ROW, row_tokens=ROW, checkpoint_every_s=0.0)
 
     def run(engine: Engine, log: Callable[[dict[str, Any]], None] | None = None) -> _Run:
         job = SimpleNamespace(config=config, examples=folder.uri, seed=3, log=log)
-        task: Any = SimpleNamespace(job=job, manifest=manifest, plan=plan)
+        task: Any = SimpleNamespace(job=job, manifest=manifest, plan=plan, rows_per_pass=1)
         return _Run(task, engine, beat=lambda: None)
 
     return run

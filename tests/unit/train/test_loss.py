@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rise_ray.errors import ModelError
 from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import PartLengths, examples_to_table, loss_token_count
-from rise_ray.train.data import RowBatch, empty_rows, fill_rows
 from rise_ray.train.loss import WeightedLoss
-from rise_ray.train.packing import plan_epochs
+from rise_ray.train.packing import Layout, plan_epochs
+from rise_ray.train.rows import RowBatch, empty_rows, fill_rows
 
 ROW = 48
 MEAN_WEIGHT = 1.7
@@ -55,18 +55,17 @@ def packed(made: list[Example]) -> RowBatch:
     lengths = PartLengths(
         np.array([len(e.input_ids) for e in made]),
         np.array([loss_token_count(e.spans) for e in made]),
+        np.zeros(len(made), np.int64),
     )
-    (rows,) = plan_epochs([lengths], row_tokens=ROW, rows_per_step=1, epochs=1, seed=0).parts
+    (rows,) = plan_epochs([lengths], Layout(ROW, 1), epochs=1, seed=0).parts
     assert rows.rows < len(made)  # else nothing was packed
-    return fill_rows(examples_to_table(made), rows, range(rows.rows), ROW, MEAN_WEIGHT)
+    return fill_rows(examples_to_table(made), rows, range(rows.rows), ROW, MEAN_WEIGHT, trees=False)
 
 
 def run(module: WeightedLoss, batch: RowBatch) -> torch.Tensor:
-    return module(
-        torch.from_numpy(batch.input_ids.astype(np.int64)),
-        torch.from_numpy(batch.position_ids.astype(np.int64)),
-        torch.from_numpy(batch.weights),
-    )
+    indices = (batch.input_ids, batch.position_ids, batch.parents, batch.ends)
+    columns = (*(column.astype(np.int64) for column in indices), batch.weights)
+    return module(*map(torch.from_numpy, columns))
 
 
 def separate(module: WeightedLoss, made: list[Example]) -> torch.Tensor:

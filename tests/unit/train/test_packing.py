@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from rise_ray.errors import TrainError
 from rise_ray.store.examples import PartLengths
-from rise_ray.train.packing import PackingPlan, Share, pack, plan_epochs, plan_tokens
+from rise_ray.train.packing import Layout, PackingPlan, Share, pack, plan_epochs, plan_tokens
 
 ROW = 32
 
 
 def part(tokens: list[int]) -> PartLengths:
     array = np.array(tokens, np.int64)
-    return PartLengths(array, np.maximum(array - 1, 1))
+    return PartLengths(array, np.maximum(array - 1, 1), np.zeros_like(array))
 
 
 parts = st.lists(
@@ -27,9 +27,7 @@ parts = st.lists(
 def plan(
     lengths: list[PartLengths], epochs: float = 1.0, rows_per_step: int = 4, seed: int = 0
 ) -> PackingPlan:
-    return plan_epochs(
-        lengths, row_tokens=ROW, rows_per_step=rows_per_step, epochs=epochs, seed=seed
-    )
+    return plan_epochs(lengths, Layout(ROW, rows_per_step), epochs=epochs, seed=seed)
 
 
 def taken(plan: PackingPlan) -> list[tuple[int, int]]:
@@ -118,7 +116,7 @@ def test_a_fraction_of_an_epoch_stops_in_the_middle_without_repeats() -> None:
 @pytest.mark.parametrize("target", [1, 500, 1600, 4000, 10_000])
 def test_a_token_budget_is_met_to_the_nearest_step(target: int) -> None:
     lengths = [part([16, 9, 20, 32, 5] * 20)]
-    made = plan_tokens(lengths, row_tokens=ROW, rows_per_step=4, tokens=target, seed=0)
+    made = plan_tokens(lengths, Layout(ROW, 4), tokens=target, seed=0)
     reached = made.tokens.sum()
     one_less, step = reached - made.tokens[-1], 4 * ROW
     assert made.steps == 1 or abs(reached - target) <= abs(one_less - target)
@@ -127,7 +125,7 @@ def test_a_token_budget_is_met_to_the_nearest_step(target: int) -> None:
 
 def test_a_token_budget_beyond_the_data_repeats_them_evenly() -> None:
     lengths = [part([16] * 10)]
-    made = plan_tokens(lengths, row_tokens=ROW, rows_per_step=4, tokens=640, seed=0)
+    made = plan_tokens(lengths, Layout(ROW, 4), tokens=640, seed=0)
     counts = np.bincount([i for _, i in taken(made)], minlength=10)
     assert counts.tolist() == [4] * 10
 
