@@ -1,0 +1,200 @@
+"""Training with shared prefixes computed once, against separate packed rows.
+
+    python jobs/benchmarks/tree_rows.py [--quick]
+
+Useful tokens a second. Both sides train the same examples in steps of as many of them, on one rank,
+with DeepSpeed's ZeRO-3, from batches in memory; they take turns, and the ratio is of medians.
+
+The examples are of the quick start's shape: trajectories of 5 turns without a window, one or two
+responses kept at each state. The models are the quick start's, and one of SmolLM2's width with
+fewer layers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TURNS, PROMPT, RESPONSE, FEEDBACK = 5, 16, (14, 24), 12  # tokens
+VOCABULARY = 128
+SEPARATE = {"row_tokens": 256, "rows_per_pass": 4, "shared_prefixes": False}
+TREES = {"row_tokens": 512, "rows_per_pass": 2, "shared_prefixes": True}
+BATCH_TOKENS = 2048
+ROUNDS = 5
+COUNTDOWN = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
+SHAPES = {  # name: model, heads, key and value heads, steps of a round, goal
+    "tree_rows_countdown": (COUNTDOWN, 4, 4, 12, 1.7),
+    "tree_rows_hidden_576": (SMOL, 9, 3, 1, 2.1),
+}
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """One record for each model, the larger one with fewer layers if `quick`."""
+    return [_measure(name, quick) for name in SHAPES]
+
+
+def _measure(name: str, quick: bool) -> dict[str, Any]:
+    model, heads, kv_heads, steps, goal = SHAPES[name]
+    if quick and model is SMOL:
+        model = {**SMOL, "num_hidden_layers": 2}
+    with tempfile.TemporaryDirectory() as path:
+        _make_model(Path(path) / "model", model, heads, kv_heads)
+        examples = _examples(60 + 60 * ROUNDS * steps // 12, random.Random(0))
+        separate, trees = (_Side(Path(path), examples, rows) for rows in (SEPARATE, TREES))
+        for side in (separate, trees):
+            side.take(1)  # what is made once, is made here
+        rates: dict[_Side, list[float]] = {separate: [], trees: []}
+        for _ in range(ROUNDS):
+            for side, found in rates.items():
+                found.append(side.take(steps))
+    ratio = statistics.median(rates[trees]) / statistics.median(rates[separate])
+    return {
+        "name": name,
+        "ratio": round(ratio, 3),
+        "tokens_per_s": round(statistics.median(rates[trees])),
+        "baseline": "separate packed rows",
+        "baseline_tokens_per_s": round(statistics.median(rates[separate])),
+        "goal": f">= {goal}",
+        "holds": ratio >= goal,
+        "tokens_per_computed_token": round(trees.saving, 3),
+    }
+
+
+class _Side:
+    """A training on one rank, its batches in memory."""
+
+    def __init__(self, path: Path, examples: list[Any], rows: dict[str, Any]) -> None:
+        from rise_ray.config.settings import TrainConfig
+        from rise_ray.store.examples import PartLengths, examples_to_table
+        from rise_ray.train.deepspeed_config import batch_sizes, deepspeed_config
+        from rise_ray.train.engine import start_engine
+        from rise_ray.train.job import TrainJob
+        from rise_ray.train.packing import choose_layout, plan_epochs
+        from rise_ray.train.rows import fill_rows
+
+        _join(path)
+        config = TrainConfig(workers=1, batch_tokens=BATCH_TOKENS, lr=1e-4, **rows)
+        table = examples_to_table(examples)
+        names = ("tokens", "loss_tokens", "shared_tokens")
+        lengths = [PartLengths(*(table[n].to_numpy().astype("int64") for n in names))]
+        layout = choose_layout(
+            lengths,
+            batch_tokens=config.batch_tokens,
+            row_tokens=config.row_tokens,
+            workers=1,
+            shared_prefixes=config.shared_prefixes,
+        )
+        self._plan = plan_epochs(lengths, layout, epochs=1, seed=0)
+        self._at_once = self._plan.rows_at_once(1, config.rows_per_pass)
+        sizes = batch_sizes(self._plan.rows_per_step, self._at_once, 1)
+        job: Any = TrainJob(
+            name="benchmark",
+            config=config,
+            base=str(path / "model"),
+            examples="",
+            output="",
+            storage="",
+            seed=0,
+            token_budget=None,
+            dtype="auto",
+            trust_remote_code=False,
+            parity_sequences=(),
+            chat_template="",
+            card={},
+        )
+        self._engine, self._keep_alive = start_engine(
+            job, deepspeed_config(config) | sizes, self._plan
+        )
+        (part,) = self._plan.parts
+        wanted, tokens = range(part.rows), self._plan.row_tokens
+        self._rows = fill_rows(table, part, wanted, tokens, 1.0, self._plan.trees)
+        self._step = 0
+
+    @property
+    def saving(self) -> float:
+        """Useful tokens a token that is computed."""
+        return float(self._plan.tokens.sum() / self._plan.computed_tokens.sum())
+
+    def take(self, steps: int) -> float:
+        """Useful tokens a second of the next steps."""
+        started, tokens = time.perf_counter(), 0
+        for _ in range(steps):
+            at = self._step % (self._plan.steps - 1)  # the last is not a whole one
+            for batch in self._passes(at):
+                loss = self._engine(*batch) / float(self._plan.loss_tokens[at])
+                self._engine.backward(loss, scale_wrt_gas=False)
+                self._engine.step()
+            tokens += int(self._plan.tokens[at])
+            self._step += 1
+        return tokens / (time.perf_counter() - started)
+
+    def _passes(self, step: int) -> Iterator[list[Any]]:
+        from rise_ray.train.loop import tensors
+        from rise_ray.train.rows import COLUMNS, RowBatch
+
+        first, rows = step * self._plan.rows_per_step, self._plan.rows_per_step
+        for at in range(first, first + rows, self._at_once):
+            columns = (getattr(self._rows, name)[at : at + self._at_once] for name in COLUMNS)
+            yield tensors(RowBatch(*columns), self._engine.module.takes_joined, "cpu")
+
+
+def _join(path: Path) -> None:
+    import torch.distributed as dist
+
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", init_method=f"file://{path}/ranks", rank=0, world_size=1)
+
+
+def _examples(trajectories: int, rng: random.Random) -> list[Any]:
+    from rise_ray.mdp import Example, Place, Provenance, Span
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCABULARY) for _ in range(count))
+
+    made = []
+    for number in range(trajectories):
+        state, rows = draw(PROMPT), []
+        for _ in range(TURNS):
+            for _ in range(rng.choice((1, 1, 2))):
+                response = draw(rng.randint(*RESPONSE))
+                rows.append((state + response, len(state)))
+            state = state + draw(rng.randint(*RESPONSE) + FEEDBACK)
+        place = Place("iteration", 1, "collect")
+        origin = Provenance("candidate", "b", f"t{number}", "p", place, 0, 0, 1.0, 0, 0, "")
+        for i, (ids, start) in enumerate(sorted(rows)):
+            spans = (Span(start, len(ids), rng.uniform(0.2, 3)),)
+            made.append(Example(f"t{number}/{i}", ids, spans, origin))
+    return made
+
+
+def _make_model(folder: Path, shape: dict[str, int], heads: int, kv_heads: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **shape,
+        vocab_size=VOCABULARY,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    from rise_ray.train.engine import quiet_libraries
+
+    quiet_libraries()
+    for record in run(quick="--quick" in sys.argv):
+        print(json.dumps(record))
