@@ -129,7 +129,8 @@ class EngineHost:
         core = self._engine.engine_core.engine_core  # type: ignore[attr-defined]
         model = core.model_executor.driver_worker.worker.model_runner.model
         model._forward_pre_hooks.clear()
-        self._engine.abort_request(list(self._engine.output_processor.request_states))
+        refused = list(self._engine.output_processor.request_states)
+        self._engine.abort_request(refused, internal=True)
         self.sync(server)
 
     def parity(self, reference: ParityReference, version: int) -> ParityReport:
