@@ -2,6 +2,8 @@
 
     read and verify a part -> relabel each trajectory (a pure function) -> random order -> parts
 
+A rule that asks for it has all trajectories tallied before, in a pass of their own.
+
 Few parts are relabeled in the calling process, in less time than Ray Data takes to start. More of
 them stream through Ray Data: trajectories are then never read by the process that drives the job,
 and examples pass through it one part at a time.
@@ -15,7 +17,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +26,9 @@ import pyarrow.compute as pc
 import ray
 
 from rise_ray.errors import TrainError, user_error
-from rise_ray.mdp import Example, Place, derive_seed
+from rise_ray.mdp import Example, Outcome, Place, Trajectory, derive_seed
 from rise_ray.relabel.examples import Relabeled, relabel_all
+from rise_ray.relabel.rewards import Tally, tally_of
 from rise_ray.relabel.rule import Rule, RuleContext
 from rise_ray.store.examples import (
     EXAMPLE_SCHEMA,
@@ -51,6 +54,9 @@ _NO_EXAMPLE = -1  # the `order` of a row that only carries counts
 Part = dict[str, str]
 """`folder` and `name` of a part of trajectories."""
 
+_TALLY_SCHEMA = pa.schema(
+    [("problem_id", pa.string()), ("outcome", pa.string()), ("count", pa.int64())]
+)
 # A row is an example with its place in the random order and its weight, or counts alone.
 _ROW_SCHEMA = pa.schema(
     [
@@ -104,11 +110,13 @@ def write_relabeled(
     ]
     if not parts:
         raise TrainError(f"{store.folder.uri}: no trajectories to relabel")
-    arguments = {"rule": rule, "max_tokens": max_tokens, "seed": seed}
-    if len(parts) <= _PARTS_IN_PROCESS:
-        return _write(_in_this_process(parts, arguments), output, rule.drop_duplicates)
+    few = len(parts) <= _PARTS_IN_PROCESS
+    relabeled = _in_this_process if few else _by_ray_data
     try:
-        return _write(_by_ray_data(parts, arguments), output, rule.drop_duplicates)
+        tally = _tally(parts, few) if rule.needs_tally else None
+        context = RuleContext(seed, tally)
+        arguments = {"rule": rule, "max_tokens": max_tokens, "context": context}
+        return _write(relabeled(parts, arguments), output, rule.drop_duplicates)
     except ray.exceptions.RayError as error:
         raise user_error(error) or error from error
 
@@ -119,41 +127,75 @@ def _in_this_process(parts: Sequence[Part], arguments: dict[str, Any]) -> Iterat
 
 
 def _by_ray_data(parts: Sequence[Part], arguments: dict[str, Any]) -> Iterator[pa.Table]:
+    # Orders are hashes, even over their range: no sampling is needed to cut it evenly. Each sort
+    # task asks for a whole CPU, and Ray Data (2.60) has no way to ask for less.
+    rows = _mapped(parts, _relabel_part, arguments).sort(
+        "order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION))
+    )
+    yield from rows.iter_batches(batch_size=EXAMPLES_PER_PART, batch_format="pyarrow")
+
+
+def _mapped(
+    parts: Sequence[Part], work: Callable[..., Iterator[pa.Table]], arguments: dict[str, Any]
+) -> ray.data.Dataset:
+    """`work` of each part, in a Ray Data task of its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the console has its own
     context.execution_no_progress_timeout_s = -1  # the caller has a deadline
-    rows = (
-        ray.data.from_items(list(parts), override_num_blocks=len(parts))
-        .map_batches(
-            _relabel_batch,
-            fn_kwargs=arguments,
-            batch_size=1,
-            batch_format="numpy",
-            num_cpus=_TASK_CPUS,
-        )
-        # Orders are hashes, even over their range: no sampling is needed to cut it evenly. Each
-        # sort task asks for a whole CPU, and Ray Data (2.60) has no way to ask for less.
-        .sort("order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION)))
+    return ray.data.from_items(list(parts), override_num_blocks=len(parts)).map_batches(
+        _of_batch,
+        fn_kwargs={"work": work, "arguments": arguments},
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=_TASK_CPUS,
     )
-    yield from rows.iter_batches(batch_size=EXAMPLES_PER_PART, batch_format="pyarrow")
+
+
+def _of_batch(
+    batch: dict[str, Any], work: Callable[..., Iterator[pa.Table]], arguments: dict[str, Any]
+) -> Iterator[pa.Table]:
+    """The work of a batch of one part."""
+    yield from work({"folder": str(batch["folder"][0]), "name": str(batch["name"][0])}, **arguments)
 
 
 def _boundaries(partitions: int) -> list[int]:
     return [number * 2**63 // partitions for number in range(1, partitions)]
 
 
-def _relabel_batch(batch: dict[str, Any], **arguments: Any) -> Iterator[pa.Table]:
-    """`_relabel_part` of a batch of one."""
-    part = {"folder": str(batch["folder"][0]), "name": str(batch["name"][0])}
-    yield from _relabel_part(part, **arguments)
+def _tally(parts: Sequence[Part], few: bool) -> Tally:
+    """What was sampled on each problem, in all parts."""
+    tables = (
+        (table for part in parts for table in _tally_part(part))
+        if few
+        else _mapped(parts, _tally_part, {}).iter_batches(batch_format="pyarrow")
+    )
+    total: Counter[tuple[str, Outcome]] = Counter()
+    for table in tables:
+        columns = (table[name].to_pylist() for name in _TALLY_SCHEMA.names)
+        for problem_id, outcome, count in zip(*columns, strict=True):
+            total[problem_id, Outcome(outcome)] += count
+    return total
 
 
-def _relabel_part(part: Part, rule: Rule, max_tokens: int, seed: int) -> Iterator[pa.Table]:
-    """The rows of one part, which is verified where it is read."""
+def _tally_part(part: Part) -> Iterator[pa.Table]:
+    for trajectories in _trajectories(part):
+        counts = tally_of(trajectories).items()
+        rows = [{"problem_id": key[0], "outcome": key[1], "count": count} for key, count in counts]
+        yield pa.Table.from_pylist(rows, schema=_TALLY_SCHEMA)
+
+
+def _relabel_part(
+    part: Part, rule: Rule, max_tokens: int, context: RuleContext
+) -> Iterator[pa.Table]:
+    for trajectories in _trajectories(part):
+        yield _rows(relabel_all(trajectories, rule, max_tokens, context), context.seed)
+
+
+def _trajectories(part: Part) -> Iterator[Iterator[Trajectory]]:
+    """Of one part, which is verified where it is read, some at a time."""
     table = read_part(Folder(part["folder"]), part["name"])
     for batch in table.to_batches(_ROWS_AT_ONCE):
-        trajectories = map(trajectory_from_row, batch.to_pylist())
-        yield _rows(relabel_all(trajectories, rule, max_tokens, RuleContext(seed)), seed)
+        yield map(trajectory_from_row, batch.to_pylist())
 
 
 def _rows(result: Relabeled, seed: int) -> pa.Table:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from rise_ray.mdp import Attempt, FinishReason, Outcome, Trajectory
+from rise_ray.mdp import Attempt, FinishReason, Outcome, StopReason, Trajectory
+
+Tally = Mapping[tuple[str, Outcome], int]
+"""How often an outcome was sampled on a problem, by the problem's id: tallies simply add up."""
 
 
 def reward_of(attempt: Attempt, unparseable_reward: float) -> float | None:
@@ -35,24 +39,50 @@ def mean_reward(attempts: Iterable[Attempt], unparseable_reward: float) -> float
     return sum(rewards) / len(rewards) if rewards else None
 
 
+def tally_of(trajectories: Iterable[Trajectory]) -> Counter[tuple[str, Outcome]]:
+    """The known outcomes of what models of the run sampled; a teacher's answers are not theirs.
+
+    Nothing of an episode that ended as `error`.
+    """
+    return Counter(
+        (trajectory.problem.id, response.verdict.outcome)
+        for trajectory in trajectories
+        if trajectory.stop_reason is not StopReason.ERROR
+        for turn in trajectory.turns
+        for response in (turn.attempt, *turn.candidates)
+        if response.weight_version >= 0 and reward_of(response, 0.0) is not None
+    )
+
+
+def problem_mean(tally: Tally, problem_id: str, unparseable_reward: float) -> float | None:
+    """A problem's mean reward; None where no reward is known."""
+    right, wrong, unparseable = (
+        tally.get((problem_id, outcome), 0)
+        for outcome in (Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNPARSEABLE)
+    )
+    known = right + wrong + unparseable
+    return (right + unparseable * unparseable_reward) / known if known else None
+
+
 def center_of(
     trajectory: Trajectory,
     turn: int,
     centering: Literal["none", "problem", "state"],
     unparseable_reward: float,
+    tally: Tally | None,
 ) -> float | None:
     """What is subtracted from a reward before it becomes a weight.
 
-    `none`: 0 (the released code). `problem`: the mean over every response to the problem in this
-    trajectory (the paper: the raw form favours easy problems). `state`: the mean over the
-    state's candidates.
+    `none`: 0 (the released code). `problem`: the mean over everything that was sampled on the
+    problem, by a `tally` of all that is relabeled (the paper: the raw form favours easy
+    problems). `state`: the mean over the state's candidates.
     """
     if centering == "none":
         return 0.0
     if centering == "state":
         return mean_reward(trajectory.turns[turn].candidates, unparseable_reward)
-    everything = [a for t in trajectory.turns for a in (t.attempt, *t.candidates)]
-    return mean_reward(everything, unparseable_reward)
+    assert tally is not None, "the rule's `needs_tally` asks for it"
+    return problem_mean(tally, trajectory.problem.id, unparseable_reward)
 
 
 def weight_of(reward: float, center: float, tau: float) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rise_ray.mdp import Attempt, Span, Trajectory, derive_seed, state_ids
+from rise_ray.relabel.rewards import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RuleContext:
-    """What a rule may know beside its trajectory. `seed` is of its draws."""
+    """What a rule may know beside its trajectory.
+
+    `seed` is of its draws; `tally` counts what was sampled on each problem in all trajectories
+    that are relabeled, for a rule that `needs_tally`.
+    """
 
     seed: int
+    tally: Tally | None = None
 
     def draw(self, trajectory: Trajectory) -> random.Random:
         """The trajectory's own draws: the same for every order and division of the data."""
@@ -53,6 +59,11 @@ class Rule(Protocol):
     @property
     def drop_duplicates(self) -> bool:
         """Whether one of several rows with the same tokens is enough."""
+        ...
+
+    @property
+    def needs_tally(self) -> bool:
+        """Whether it reads `RuleContext.tally`, which costs a pass over all trajectories."""
         ...
 
     def rows(

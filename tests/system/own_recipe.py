@@ -24,6 +24,7 @@ class LastAttempts(Settings):
 
     name: Literal["last_attempts"] = "last_attempts"
     drop_duplicates: bool = True
+    needs_tally: bool = False
     per_turn: float = 0.5
     """Weight for each turn that was taken."""
 

@@ -15,8 +15,8 @@ from rise_ray.cluster.deadline import in_task
 from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
 from rise_ray.mdp import Place
-from rise_ray.relabel import job
 from rise_ray.relabel.job import RelabelResult, write_relabeled
+from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.report.console import Console
 from rise_ray.report.tracking import TrackerHandle
@@ -24,13 +24,11 @@ from rise_ray.run.journal import Run
 from rise_ray.run.stages import Stages
 from rise_ray.store.examples import read_manifest
 from rise_ray.store.files import Folder
-from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore
+from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.sync.parity import reference_in_task
 from tests.system.miniature import COLLECT, JOB, SETTINGS
 from tests.system.processes import losing, named, wait_gone
 from tests.unit.relabel.builders import rolled
-
-MANY_PARTS = 9
 
 
 @pytest.fixture
@@ -60,34 +58,39 @@ def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
     assert struck == relabel(tmp_path / "whole", deadline_s=120.0)
 
 
-@pytest.mark.usefixtures("ray_runtime")
-def test_what_ray_data_makes_of_many_parts_is_what_one_process_makes(tmp_path: Path) -> None:
-    streamed = relabel(tmp_path, deadline_s=240.0)
-    again = Folder(str(tmp_path / "again"))
-    one_by_one = _in_one_process(tmp_path, again)
-    assert one_by_one == streamed
-    assert streamed.manifest.examples == 2 * MANY_PARTS * PART_ROWS
-
-
-def _in_one_process(folder: Path, output: Folder) -> RelabelResult:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "_PARTS_IN_PROCESS", MANY_PARTS)
-        return write_relabeled(*_what(folder), output)
-
-
 def relabel(folder: Path, deadline_s: float) -> RelabelResult:
     """As a stage does it, of so many parts that they stream through Ray Data."""
-    store = TrajectoryStore(Folder(str(folder / "trajectories")))
-    for part in range(MANY_PARTS):
-        problems = range(part * PART_ROWS, (part + 1) * PART_ROWS)
-        store.write(COLLECT, [rolled("3 | 7 4", "7", problem=f"p{n}") for n in problems])
-    what = (*_what(folder), Folder(str(folder / "examples")))
+    what = (*many_parts(folder), Revision(), 64, 0, Folder(str(folder / "examples")))
     return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
 
 
-def _what(folder: Path) -> tuple[TrajectoryStore, dict[Place, str], Revision, int, int]:
-    store = TrajectoryStore(Folder(str(folder / "trajectories")))
-    return store, {COLLECT: store.seal(COLLECT)}, Revision(drop_duplicates=False), 64, 0
+def many_parts(folder: Path) -> tuple[TrajectoryStore, dict[Place, str]]:
+    """The same five problems in each of eleven iterations, whose places are a part each."""
+    store, sealed = TrajectoryStore(Folder(str(folder / "trajectories"))), {}
+    for n in range(1, 12):
+        place = Place("iteration", n, "collect")
+        right = "7" if n % 3 else "4"
+        rows = [rolled(f"{n} | 7 {right}", problem=f"p{p}", place=place) for p in range(5)]
+        store.write(place, rows)
+        sealed[place] = store.seal(place)
+    return store, sealed
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_many_parts_by_ray_data_are_what_they_are_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The problems' means, too, are over all parts."""
+    store, sealed = many_parts(tmp_path)
+    rule = Improved(centering="problem", drop_duplicates=False)
+
+    def examples(name: str) -> RelabelResult:
+        return write_relabeled(store, sealed, rule, 64, 0, Folder(str(tmp_path / name)))
+
+    by_ray_data = examples("by-ray-data")
+    monkeypatch.setattr("rise_ray.relabel.job._PARTS_IN_PROCESS", len(sealed))
+    assert examples("in-process") == by_ray_data
+    assert by_ray_data.manifest.examples == 11 * 5
 
 
 @pytest.mark.usefixtures("no_cpu")

@@ -47,7 +47,7 @@ class Improved(WeightedByReward):
             if not passed:
                 dropped["filtered" if passed is False else "earlier_reward_unknown"] += 1
                 continue
-            weight = self.weight(trajectory, turn, response, reward, dropped)
+            weight = self.weight(trajectory, turn, response, reward, context, dropped)
             if weight is not None:
                 yield response_row(
                     trajectory, turn, candidate, rule=rule, reward=reward, weight=weight

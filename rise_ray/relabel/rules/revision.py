@@ -42,7 +42,7 @@ class Revision(WeightedByReward):
                 response = trajectory.turns[turn].candidates[candidate]
                 reward = reward_of(response, self.unparseable_reward)
                 assert reward is not None  # only such are chosen
-                weight = self.weight(trajectory, turn, response, reward, dropped)
+                weight = self.weight(trajectory, turn, response, reward, context, dropped)
                 if weight is not None:
                     yield response_row(
                         trajectory,

@@ -39,6 +39,11 @@ class RightAnswers(Settings):
         """Equal answers are one; problems that come again in a later iteration give theirs once."""
         return True
 
+    @property
+    def needs_tally(self) -> bool:
+        """Every weight is 1."""
+        return False
+
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
     ) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from pydantic import Field
 from rise_ray.config.base import Settings
 from rise_ray.mdp import Attempt, Trajectory
 from rise_ray.relabel.rewards import center_of, is_degenerate, weight_of
+from rise_ray.relabel.rule import RuleContext
 
 
 class WeightedByReward(Settings):
@@ -18,7 +19,8 @@ class WeightedByReward(Settings):
     tau: float = Field(default=0.4, gt=0)
     """Temperature of the reward weights."""
     centering: Literal["none", "problem", "state"] = "none"
-    """Subtract from the reward nothing, the problem's mean, or the mean of the state's samples."""
+    """Subtract from the reward nothing, the mean of all that was sampled on the problem, or that
+    of the state's samples."""
     unparseable_reward: float = Field(default=0.0, ge=-1, le=0)
     """Reward of a response without a readable answer (the released code: -1 on GSM8K)."""
     drop_duplicates: bool = True
@@ -26,19 +28,25 @@ class WeightedByReward(Settings):
     drop_degenerate: bool = True
     """Drop a response with a word more than 150 times or longer than 300 characters."""
 
+    @property
+    def needs_tally(self) -> bool:
+        """See `rise_ray.relabel.rule.Rule`."""
+        return self.centering == "problem"
+
     def weight(
         self,
         trajectory: Trajectory,
         turn: int,
         response: Attempt,
         reward: float,
+        context: RuleContext,
         dropped: Counter[str],
     ) -> float | None:
         """Of a response in the state of `turn`; None, and counted, where it is to be dropped."""
         if self.drop_degenerate and is_degenerate(response.text):
             dropped["degenerate"] += 1
             return None
-        center = center_of(trajectory, turn, self.centering, self.unparseable_reward)
+        center = center_of(trajectory, turn, self.centering, self.unparseable_reward, context.tally)
         if center is None:
             dropped["no_center"] += 1
             return None

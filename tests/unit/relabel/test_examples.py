@@ -10,6 +10,7 @@ import pytest
 
 from rise_ray.mdp import Provenance, Span, StopReason, Trajectory
 from rise_ray.relabel.examples import Relabeled, relabel, relabel_all
+from rise_ray.relabel.rewards import tally_of
 from rise_ray.relabel.rule import RuleContext
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
@@ -17,7 +18,8 @@ from tests.unit.relabel.builders import COLLECT, FEEDBACK, PROMPT, rolled
 
 
 def _relabel(trajectory: Trajectory, max_tokens: int = 100, **settings: Any) -> Relabeled:
-    return relabel(trajectory, Improved(**settings), max_tokens, RuleContext(0))
+    context = RuleContext(0, tally_of([trajectory]))
+    return relabel(trajectory, Improved(**settings), max_tokens, context)
 
 
 def _weights(result: Relabeled) -> list[float]:

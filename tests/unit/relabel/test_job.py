@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from rise_ray.errors import TrainError
-from rise_ray.mdp import Place, Trajectory
+from rise_ray.mdp import Example, Place, Trajectory
 from rise_ray.relabel.job import RelabelResult, write_relabeled
 from rise_ray.relabel.rules.improved import Improved
-from rise_ray.store.examples import EXAMPLES_PER_PART, examples_from_table, read_part
+from rise_ray.store.examples import EXAMPLES_PER_PART, examples_from_table, read_manifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore
 from tests.unit.relabel.builders import COLLECT, rolled
@@ -37,6 +38,12 @@ def _job(folder: Path, *parts: list[Trajectory], rule: Improved | None = None) -
 
 def _output(folder: Path) -> Folder:
     return Folder(str(folder / "examples"))
+
+
+def _examples(folder: Path) -> list[Example]:
+    output = _output(folder)
+    parts = [read_part(output, part) for part in read_manifest(output).parts]
+    return [example for table in parts for example in examples_from_table(table)]
 
 
 def test_the_result_does_not_depend_on_how_the_trajectories_lie_in_parts(tmp_path: Path) -> None:
@@ -74,6 +81,23 @@ def test_rows_that_come_again_in_pooled_data_are_one(tmp_path: Path) -> None:
     assert result.dropped == {"duplicate": 30 - 8}
     kept = _job(tmp_path / "all", first, again, rule=Improved(drop_duplicates=False))
     assert (kept.manifest.examples, kept.dropped) == (30, {})
+
+
+def test_a_problems_mean_is_over_all_parts_and_iterations(tmp_path: Path) -> None:
+    # Of p0 three responses of eight are right, over two places in three parts; of p1 all.
+    parts = [
+        [rolled("5 | 7 4", problem="p0")],
+        [rolled("7 | 7", problem="p1")],
+        [rolled("3 | 7 2 7 9", problem="p0", place=SECOND)],
+    ]
+    rule = Improved(tau=0.5, centering="problem", filter="success", drop_duplicates=False)
+    _job(tmp_path, *parts, rule=rule)
+    weights = {
+        (e.provenance.problem_id, e.provenance.place.iteration): e.spans[-1].weight
+        for e in _examples(tmp_path)
+    }
+    centred = math.exp((1 - 3 / 8) / 0.5)
+    assert weights == pytest.approx({("p0", 1): centred, ("p0", 2): centred, ("p1", 1): 1.0})
 
 
 def test_nothing_to_train_on_is_an_error_with_the_reasons(tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 
+from rise_ray.mdp import Place, StopReason
 from rise_ray.relabel.rewards import (
     center_of,
     is_degenerate,
     mean_reward,
     passes,
+    problem_mean,
     reward_of,
+    tally_of,
     weight_of,
 )
 from tests.unit.relabel.builders import response, rolled
@@ -44,13 +48,34 @@ def test_a_weight_is_the_exponential_of_the_centred_reward_over_tau() -> None:
 
 def test_a_centre_is_nothing_or_the_mean_of_the_problem_or_of_the_state() -> None:
     trajectory = rolled("6 | 7 6 ! ~7", "7 | 7 7 ? 6")
-    assert center_of(trajectory, 0, "none", -1.0) == 0.0
-    assert center_of(trajectory, 0, "state", -1.0) == 1 / 2
-    assert center_of(trajectory, 1, "state", -1.0) == (1 + 1 - 1 + 0) / 4
+    assert center_of(trajectory, 0, "none", -1.0, None) == 0.0
+    assert center_of(trajectory, 0, "state", -1.0, None) == 1 / 2
+    assert center_of(trajectory, 1, "state", -1.0, None) == (1 + 1 - 1 + 0) / 4
     # Attempts 0 and 1; candidates 1, 0 and 1, 1, -1, 0: eight known rewards that sum to 3.
-    assert center_of(trajectory, 1, "problem", -1.0) == 3 / 8
-    assert center_of(rolled("6 | ! ~7"), 0, "state", 0.0) is None
-    assert center_of(rolled("6 | ! ~7"), 0, "problem", 0.0) == 0.0
+    assert center_of(trajectory, 1, "problem", -1.0, tally_of([trajectory])) == 3 / 8
+    unknown = rolled("6 | ! ~7")
+    assert center_of(unknown, 0, "state", 0.0, None) is None
+    assert center_of(unknown, 0, "problem", 0.0, tally_of([unknown])) == 0.0
+    assert center_of(rolled("! | ~7"), 0, "problem", 0.0, tally_of([rolled("! | ~7")])) is None
+
+
+def test_a_problems_mean_is_of_all_its_trajectories_and_of_no_other_problem() -> None:
+    first, second = rolled("6 | 7 6"), rolled("7 | 7 ?", place=Place("iteration", 2, "collect"))
+    other = rolled("6 | 6", problem="p1")
+    tally = tally_of([first, other, second])
+    assert problem_mean(tally, "p0", -1.0) == (1 + 2 - 1) / 6
+    assert problem_mean(tally, "p1", 0.0) == 0.0
+    assert problem_mean(tally, "p2", 0.0) is None
+    assert tally == tally_of([second]) + tally_of([other]) + tally_of([first])
+
+
+def test_a_teachers_answers_and_failed_episodes_are_in_no_mean() -> None:
+    taught = rolled("6 | 7 7")
+    turn = taught.turns[0]
+    gold = tuple(replace(candidate, weight_version=-1) for candidate in turn.candidates)
+    taught = replace(taught, turns=(replace(turn, candidates=gold),))
+    failed = rolled("7 | 7", stop_reason=StopReason.ERROR)
+    assert problem_mean(tally_of([taught, failed]), "p0", 0.0) == 0.0
 
 
 # Columns: the reward, those of the attempts before it, and what each filter says.
