@@ -32,8 +32,7 @@ from rise_ray.run.tracks import stages_of
 from rise_ray.tasks import load_task
 from rise_ray.tasks.base import Task
 from rise_ray.text import terminal_text
-from rise_ray.train.deepspeed_config import deepspeed_config, uses_bfloat16
-from rise_ray.train.job import checkpoint_dtype
+from rise_ray.train.deepspeed_config import checkpoint_dtype, deepspeed_config, uses_bfloat16
 
 _MOST_PROMPTS = 1000  # looked at in each split
 _MOST_DEMONSTRATIONS = 100

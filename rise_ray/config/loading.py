@@ -30,7 +30,8 @@ _WORKERS = (
 )
 _TRAIN = (
     *("num_cpus", "resources", "rows_per_pass", "gradient_checkpointing", "max_failures"),
-    *("checkpoint_every_s", "start_deadline_s", "step_deadline_s", "progress_deadline_s"),
+    *("max_skipped_steps", "checkpoint_every_s"),
+    *("start_deadline_s", "step_deadline_s", "progress_deadline_s"),
 )
 _TEACHER = (
     *("api_key_env", "concurrency", "requests_per_minute", "max_retries", "deadline_s"),

@@ -30,7 +30,7 @@ class RecipeConfig(Settings):
     name: str
     """Of a recipe in `rise_ray/recipes/`, or the import path of your own."""
     track: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
-    """Of a control: the name of its line of weights; null: the recipe's name."""
+    """Of a control: the name of its line of weights; null, for a recipe of rise-ray: its name."""
 
 
 def recipe_class(name: str) -> type[RecipeConfig]:

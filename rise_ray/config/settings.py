@@ -326,6 +326,9 @@ class RunConfig(Settings):
     def _consistent(self) -> RunConfig:
         if self.model.scratch and not self.warm_start:
             raise ValueError("`model.scratch` needs `warm_start`")
+        for control in self.controls:
+            if control.track is None and ":" in control.name:
+                raise ValueError(f"`controls`: `{control.name}` needs a `track`, its stages' name")
         tracks = [MAIN_TRACK, *(control.track or control.name for control in self.controls)]
         if self.recipe.track is not None:
             raise ValueError(f"`recipe.track`: the run's own track is `{MAIN_TRACK}`")

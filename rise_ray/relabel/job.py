@@ -73,6 +73,8 @@ class RelabelResult:
     """What the job wrote, and the responses that entered no example, by reason."""
 
     manifest: ExampleManifest
+    data_tokens: int
+    """Tokens of one pass over the examples."""
     dropped: dict[str, int]
 
 
@@ -229,6 +231,7 @@ def _write(rows: Iterator[pa.Table], output: Folder, drop_duplicates: bool) -> R
     output.remove(MANIFEST)  # parts are about to change: until the new manifest, unfinished
     dropped: Counter[str] = Counter()
     weights: list[float] = []
+    data_tokens = 0
     parts: list[ExamplePart] = []
     pending: pa.Table | None = None
     seen: set[bytes] = set()
@@ -240,6 +243,7 @@ def _write(rows: Iterator[pa.Table], output: Folder, drop_duplicates: bool) -> R
             new = _unseen(table, seen)
             dropped["duplicate"] += len(new) - sum(new)
             table = table.filter(pa.array(new, pa.bool_()))
+        data_tokens += sum(table["tokens"].to_pylist())
         pending = table if pending is None else pa.concat_tables([pending, table])
         while pending.num_rows >= EXAMPLES_PER_PART:
             parts.append(_part(output, len(parts), pending.slice(0, EXAMPLES_PER_PART), weights))
@@ -251,7 +255,7 @@ def _write(rows: Iterator[pa.Table], output: Folder, drop_duplicates: bool) -> R
             f"relabeling left no example to train on; responses dropped by reason: {dict(+dropped)}"
         )
     manifest = write_manifest(output, parts, math.fsum(weights))
-    return RelabelResult(manifest, dict(+dropped))
+    return RelabelResult(manifest, data_tokens, dict(+dropped))
 
 
 def _unseen(table: pa.Table, seen: set[bytes]) -> list[bool]:

@@ -40,9 +40,10 @@ def mean_reward(attempts: Iterable[Attempt], unparseable_reward: float) -> float
 
 
 def tally_of(trajectories: Iterable[Trajectory]) -> Counter[tuple[str, Outcome]]:
-    """The known outcomes of what models of the run sampled; a teacher's answers are not theirs.
+    """The known outcomes of what models of the run sampled.
 
-    Nothing of an episode that ended as `error`.
+    So no teacher's answers, no attempts that an episode was given to start with, and nothing of
+    an episode that ended as `error`.
     """
     return Counter(
         (trajectory.problem.id, response.verdict.outcome)
@@ -50,7 +51,8 @@ def tally_of(trajectories: Iterable[Trajectory]) -> Counter[tuple[str, Outcome]]
         if trajectory.stop_reason is not StopReason.ERROR
         for turn in trajectory.turns
         for response in (turn.attempt, *turn.candidates)
-        if response.weight_version >= 0 and reward_of(response, 0.0) is not None
+        if response.sampled and response.weight_version >= 0
+        if reward_of(response, 0.0) is not None
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import rich.console
 
-from rise_ray.report.records import protocol
-from rise_ray.report.table import main_metrics, results_table
+from rise_ray.report.records import protocol, trainings
+from rise_ray.report.table import main_metrics, results_table, training_table
 from rise_ray.report.tracking import TrackerHandle
 from rise_ray.rollout.collect import Tally
 from rise_ray.text import terminal_text
@@ -93,8 +93,11 @@ class Console:
     def results(
         self, records: Sequence[Mapping[str, Any]], comparisons: Sequence[Any], report: str
     ) -> None:
-        """The results table and where the report is."""
+        """The results, what each track was trained on, and where the report is."""
         self._out.print(results_table(records, comparisons))
+        trained = trainings(records)
+        if trained:
+            self._out.print("", training_table(trained))
         self._print(f"Report: {report}")
 
     def show_warnings(self) -> None:

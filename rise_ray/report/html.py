@@ -21,8 +21,9 @@ from rise_ray.report.records import (
     losses,
     protocol,
     seconds,
+    trainings,
 )
-from rise_ray.report.table import main_metrics
+from rise_ray.report.table import TRAINING, main_metrics, training_cells
 from rise_ray.text import printable
 
 _BEHAVIOUR = {
@@ -78,6 +79,8 @@ def write_report(
             by_tokens=Markup(plots.accuracy_by_tokens(evaluated[last])) if last else None,
             last=last,
             training=Markup(plots.training_curves(stage_losses)) if stage_losses else None,
+            trained={stage: training_cells(one) for stage, one in trainings(records).items()},
+            trained_columns=TRAINING,
             counts=counts(records),
             count_labels=COUNTS,
             seconds=seconds(records),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,10 @@ from rise_ray.text import printable
 
 # A colour that nothing else has: replaced by `currentColor` in the finished SVG.
 _INK = "#010203"
-_BASE, _CONTROL = "#8b929e", "#d9822b"
+_BASE = "#8b929e"
+# Each differs from the others, and from the blue of the iterations, for colour-blind eyes too: four
+# of Okabe and Ito's colours, two of Tol's.
+_CONTROLS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#999933", "#aa4499")
 # Earlier iterations are paler; each reads on white and on near-black.
 _ITERATION = ("#3b82f6", "#6d9ff2", "#93b8f3")
 _STYLE = {
@@ -66,7 +70,9 @@ def accuracy_by_tokens(record: Record) -> str:
         answer = metrics["tokens_parallel"]["value"] / parallel
         sizes = range(2, parallel + 1)
         voted = [metrics[f"m{size}@t1"] for size in sizes]
-        ends.append(_banded_line(axes, "parallel", [k * answer for k in sizes], voted, _CONTROL))
+        ends.append(
+            _banded_line(axes, "parallel", [k * answer for k in sizes], voted, _CONTROLS[0])
+        )
     _label_ends(axes, ends)
     return _svg(axes, "accuracy-by-tokens")
 
@@ -85,15 +91,18 @@ def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour per name: control orange, iterations blue (the last strongest), else grey."""
+    """A colour per name: base and warm start grey, iterations blue (the last strongest), each
+    other one (a control's) its own, as long as there are some.
+    """
     colours = {}
+    controls = itertools.cycle(_CONTROLS)
     iterations = [model for model in models if model.startswith("iteration-")]
     for model in models:
         if model in iterations:
             age = len(iterations) - 1 - iterations.index(model)
             colours[model] = _ITERATION[min(age, len(_ITERATION) - 1)]
         else:
-            colours[model] = _CONTROL if model.startswith("control") else _BASE
+            colours[model] = _BASE if model in ("base", "warm-start") else next(controls)
     return colours
 
 

@@ -2,7 +2,9 @@
 
 What is read of each record, by its `phase`:
 - `eval`: written by `rise_ray.evaluate.metrics.eval_record`;
-- `train`: `stage` (for example `iteration-1`), `step` and `loss`, one record per logged step;
+- `train`: `stage` (for example `iteration-1`), `step` and `loss`, one record per logged step; when
+  it is done `tokens`, `loss_tokens` and `last_loss`;
+- `relabel`: `data_tokens`; a phase that rolls: `tokens`;
 - any phase: `seconds` (its wall time) and the counts in `COUNTS`, summed per stage.
 A record's stage is its `stage`, else its `model`, else `iteration-<iteration>`.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -69,6 +72,53 @@ def losses(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
         if record.get("phase") == "train" and "step" in record and record["loss"] is not None:
             stages[stage_of(record)][record["step"]] = record["loss"]
     return {stage: sorted(steps.items()) for stage, steps in stages.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What one training of a track was made of; None where nothing says it."""
+
+    sampled_tokens: int | None
+    """By the track in the same iteration, in all phases that roll for training."""
+    examples: int | None
+    data_tokens: int | None
+    """Of one pass over the examples."""
+    tokens: int
+    loss_tokens: int
+    last_loss: float | None
+    """Mean of the last tenth of the steps; None where it was not a number."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the data."""
+        return self.tokens / self.data_tokens if self.data_tokens else None
+
+
+def trainings(records: Iterable[Record]) -> dict[str, Training]:
+    """Every finished training by its stage, in the order of the run; later records count."""
+    stages: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        if record.get("phase") != "eval" and "step" not in record:
+            stages[stage_of(record)][str(record.get("phase"))] = record
+    return {
+        stage: _training(phases)
+        for stage, phases in stages.items()
+        if "loss_tokens" in phases.get("train", {})
+    }
+
+
+def _training(phases: Mapping[str, Record]) -> Training:
+    trained, relabeled = phases["train"], phases.get("relabel", {})
+    rolled = [record for phase, record in phases.items() if phase != "train"]
+    sampled = [record["tokens"] for record in rolled if "tokens" in record]
+    return Training(
+        sampled_tokens=sum(sampled) if sampled else None,
+        examples=relabeled.get("examples", trained.get("examples")),
+        data_tokens=relabeled.get("data_tokens"),
+        tokens=trained["tokens"],
+        loss_tokens=trained["loss_tokens"],
+        last_loss=trained["last_loss"],
+    )
 
 
 def seconds(records: Iterable[Record]) -> tuple[list[str], dict[str, dict[str, float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rise_ray.report.records import Record, eval_records, last_model, protocol
+from rise_ray.report.records import Record, Training, eval_records, last_model, protocol
 from rise_ray.report.words import (
+    amount,
+    epochs,
     finding,
+    loss,
     metric_label,
     percent,
     percent_interval,
@@ -22,6 +26,7 @@ from rise_ray.report.words import (
 )
 from rise_ray.text import printable
 
+_NAME_WIDTH = 12  # of a model's name; with it the table fits 80 columns
 _STYLES = {"gain": "green", "loss": "red"}
 
 
@@ -53,9 +58,53 @@ def results_table(
     table.add_column(f"right at\nturns 1-{turns}")
     table.add_column("keeps right /\nfixes wrong", justify="right")
     for model, record in evaluated.items():
-        table.add_row(Text(printable(model)), *_cells(record["metrics"], names, turns))
+        table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
     lines = [_comparison_line(comparison) for comparison in comparisons]
     return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
+
+
+def training_table(trained: Mapping[str, Training]) -> RenderableType:
+    """What each track was trained on, a row per training; see `rise_ray.report.records`."""
+    table = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
+        show_edge=False,
+        title="What each track was trained on",
+        title_justify="left",
+        title_style="",
+    )
+    table.add_column("training", no_wrap=True)
+    for name in TRAINING:
+        table.add_column(name.replace(" ", "\n", 1), justify="right")
+    for stage, training in trained.items():
+        table.add_row(Text(printable(stage)), *training_cells(training))
+    return table
+
+
+TRAINING = (
+    *("sampled tokens", "examples", "epochs", "trained tokens", "loss tokens"),
+    "loss at the end",
+)
+"""The columns of what a track was trained on."""
+
+
+def training_cells(training: Training) -> list[str]:
+    """A row of it, in words."""
+    return [
+        amount(training.sampled_tokens),
+        amount(training.examples),
+        epochs(training.epochs),
+        amount(training.tokens),
+        amount(training.loss_tokens),
+        loss(training.last_loss),
+    ]
+
+
+def _in_lines(name: str) -> str:
+    """A model's name in lines, which end after its underscores where they can."""
+    words = name.replace("_", "_ ")
+    lines = textwrap.wrap(words, _NAME_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list[Text]:

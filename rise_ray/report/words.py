@@ -29,6 +29,23 @@ def points(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
+def amount(value: int | None) -> str:
+    """A count: 12,345."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def epochs(value: float | None) -> str:
+    """Passes over the data: 2.0, 43.7."""
+    return MISSING if value is None else f"{value:.1f}"
+
+
+def loss(value: float | None) -> str:
+    """Three decimals, five where they would be 0: a training to memorisation is to be seen."""
+    if value is None:
+        return MISSING
+    return f"{value:.5f}" if abs(value) < 0.01 else f"{value:.3f}"
+
+
 def metric_label(name: str) -> str:
     """A metric's name for people; figures that need an oracle say so."""
     return f"{name} (oracle)" if name.startswith("p1@") else name

@@ -158,8 +158,8 @@ class Engine:
         """Take from the core's outputs what vLLM would give late, or at a price.
 
         Tokens are counted as they come: a finished request may be minutes away. The
-        log-probabilities of sampled tokens are summed here: vLLM's own object for each token
-        takes twice as long.
+        log-probabilities of sampled tokens are summed here, for 2% of a small model's tokens/s on
+        a CPU; vLLM's own object for each token costs 10%.
         """
         core, states = self.llm.engine_core, self.llm.output_processor.request_states
         get_output = core.get_output
@@ -181,10 +181,13 @@ class Engine:
 
 def _reply(request: EngineRequest, output: RequestOutput) -> list[Any]:
     samples = sorted(output.outputs, key=lambda sample: sample.index)
-    completions = [_completion(output.request_id, sample) for sample in samples]
+    reasons = [_finish_reason(output.request_id, sample) for sample in samples]
     match request:
         case Sample():
-            return completions
+            return [
+                Completion(tuple(sample.token_ids), reason, sample.cumulative_logprob)
+                for sample, reason in zip(samples, reasons, strict=True)
+            ]
         case ScoreLabels():
             at = samples[0].logprobs[0]
             return _renormalised([at[label].logprob for label in request.labels])
@@ -194,12 +197,11 @@ def _reply(request: EngineRequest, output: RequestOutput) -> list[Any]:
             return [math.fsum(logprobs[start - 1 : end - 1]) for start, end in request.spans]
 
 
-def _completion(key: str, sample: CompletionOutput) -> Completion:
+def _finish_reason(key: str, sample: CompletionOutput) -> FinishReason:
     try:
-        reason = FinishReason(str(sample.finish_reason))
+        return FinishReason(str(sample.finish_reason))
     except ValueError:
         raise RuntimeError(f"vLLM ended request {key} with `{sample.finish_reason}`") from None
-    return Completion(tuple(sample.token_ids), reason, sample.cumulative_logprob)
 
 
 def _renormalised(logprobs: Sequence[float]) -> list[float]:

@@ -56,8 +56,8 @@ from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import parity_sequences
 from rise_ray.tasks import load_task
-from rise_ray.train.job import train
-from rise_ray.train.task import TrainJob
+from rise_ray.train.fit import train
+from rise_ray.train.job import TrainJob
 
 Result = dict[str, Any]
 
@@ -138,6 +138,7 @@ class Stages:
         self.console.step(f"{result.manifest.examples:,} examples")
         return {
             "examples": result.manifest.examples,
+            "data_tokens": result.data_tokens,
             "mean_weight": result.manifest.mean_weight,
             "dropped": result.dropped,
         }

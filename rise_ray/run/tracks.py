@@ -127,9 +127,17 @@ class At:
             start: the weights before.
             epochs: passes over the rows; None: `train.epochs`.
             equal_tokens: train on as many tokens as the compared track's training instead.
+
+        Raises:
+            ConfigError: `equal_tokens`, and there is no track to compare with.
         """
-        like = self.track.like if equal_tokens else None
-        spec = Train(self._place("train"), rows, start, epochs, like)
+        place, like = self._place("train"), self.track.like if equal_tokens else None
+        if equal_tokens and like is None:
+            raise ConfigError(
+                f"`recipe`: nothing says on how many tokens {place} trains: on its own, a recipe "
+                "cannot take the budget of another"
+            )
+        spec = Train(place, rows, start, epochs, like)
         self._do(spec)
         return spec.weights
 
@@ -164,7 +172,8 @@ def stages_of(config: RunConfig) -> list[Spec]:
     """Every stage of a run, in order.
 
     Raises:
-        ConfigError: two stages of the recipes have the same name.
+        ConfigError: two stages of the recipes have the same name, or the run's own recipe takes
+            the budget of another.
     """
     declared = _Declared(config)
     execute(declared)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import PARITY_FILE, SCHEMA_VERSION
 from rise_ray.train.engine import model_source
-from rise_ray.train.task import TrainJob, WorkerTask
+from rise_ray.train.job import TrainJob, WorkerTask
 
 
 def export_checkpoint(model: Any, task: WorkerTask, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import ConfigError
@@ -35,6 +35,25 @@ _ZERO3_ON_CPU = {
 def uses_bfloat16(config: TrainConfig) -> bool:
     """Whether `precision` means bfloat16 on the workers' devices."""
     return config.precision == "bfloat16" or (config.precision == "auto" and config.num_gpus > 0)
+
+
+def checkpoint_dtype(
+    config: TrainConfig, setting: Literal["auto", "float32", "bfloat16"]
+) -> Literal["float32", "bfloat16"]:
+    """The precision that a checkpoint is written in, for `model.dtype` = `setting`.
+
+    Raises:
+        ConfigError: it would pretend to more precision than was trained in.
+    """
+    trained: Literal["float32", "bfloat16"] = "bfloat16" if uses_bfloat16(config) else "float32"
+    if setting == "auto":
+        return trained
+    if setting == "float32" and trained == "bfloat16":
+        raise ConfigError(
+            "`model.dtype` is float32, but training is in bfloat16: "
+            "set `train.precision=float32` or `model.dtype=bfloat16`"
+        )
+    return setting
 
 
 def passes_per_step(config: TrainConfig) -> int:

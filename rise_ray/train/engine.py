@@ -14,8 +14,8 @@ import torch
 from rise_ray.errors import StoreError
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import uses_bfloat16
+from rise_ray.train.job import STATE_VERSION, TrainJob
 from rise_ray.train.loss import WeightedLoss
-from rise_ray.train.task import STATE_VERSION, TrainJob
 
 TAG = "state"
 """The folder of a state in a checkpoint of Ray Train's."""

@@ -27,8 +27,8 @@ from rise_ray.train.checkpoint import export_checkpoint
 from rise_ray.train.data import RowBatch, stream_rows
 from rise_ray.train.deepspeed_config import passes_per_step
 from rise_ray.train.engine import TAG, load_state, quiet_libraries, start_engine
+from rise_ray.train.job import STATE_VERSION, WorkerResult, WorkerTask
 from rise_ray.train.packing import Share
-from rise_ray.train.task import STATE_VERSION, WorkerResult, WorkerTask
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
@@ -36,7 +36,7 @@ NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 
 
 def train_worker(config: dict[str, Any]) -> WorkerResult:
-    """One rank of `rise_ray.train.job.train`, as Ray Train calls it."""
+    """One rank of `rise_ray.train.fit.train`, as Ray Train calls it."""
     task: WorkerTask = config["task"]
     beat = Beat(config["heartbeat"])
     beat()
@@ -91,7 +91,8 @@ class _Run:
             return
         with checkpoint.as_directory() as path:
             state = load_state(self.engine, path)
-        self.step, self.losses, self.skipped = (state[k] for k in ("step", "losses", "skipped"))
+        self.step, self.losses = state["step"], state["losses"]
+        self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.resumed_at = self._logged_step = self.step
 
     def steps(self) -> None:
@@ -130,25 +131,25 @@ class _Run:
         self._grad_norm = float(self.engine.get_global_grad_norm())
         self._unsynced.append(total / self._world_size)
         self._arrived.append(sum(int(np.count_nonzero(batch.weights)) for batch in passes))
-        self._count_skip(math.isfinite(self._grad_norm))
         self.step += 1
+        if math.isfinite(self._grad_norm):
+            self._skipped_in_a_row = 0
+        else:
+            self._skip()
 
-    def _count_skip(self, taken: bool) -> None:
-        """ZeRO-3 skips a step whose gradient is not finite, on all ranks alike.
+    def _skip(self) -> None:
+        """ZeRO-3 has skipped the step, whose gradient is not finite, on all ranks alike.
 
         It leaves the learning rate where it was, which here is a function of the step.
         """
-        if taken:
-            self._skipped_in_a_row = 0
-            return
+        self._share(due=False)  # a loss that is not finite either ends the run at once
         self.engine.lr_scheduler.step()
         self.skipped += 1
         self._skipped_in_a_row += 1
         most = self.task.job.config.max_skipped_steps
         if self._skipped_in_a_row > most:
             what = f"the gradient is not finite, as in the {most} steps before it"
-            self._share(due=False)  # a loss that is not finite either says more
-            raise _NoUseToRepeatError(self._describe_failure(self.step, what))
+            raise _NoUseToRepeatError(self._describe_failure(self.step - 1, what))
 
     def _tensors(self, batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (
@@ -172,7 +173,7 @@ class _Run:
     def _share(self, due: bool) -> bool:
         """Sum and check what the ranks found since the last time; whether one of them is `due`."""
         counts = torch.tensor([*self._arrived, due], dtype=torch.float64, device=self._device)
-        shared = torch.cat([torch.stack(self._unsynced).double(), counts])
+        shared = torch.stack([*(loss.double() for loss in self._unsynced), *counts])
         dist.all_reduce(shared)
         *found, save = shared.tolist()
         losses, arrived = found[: len(self._unsynced)], found[len(self._unsynced) :]
@@ -223,6 +224,7 @@ class _Run:
                 "step": self.step,
                 "losses": self.losses,
                 "skipped": self.skipped,
+                "skipped_in_a_row": self._skipped_in_a_row,
             }
             self.engine.save_checkpoint(path, tag=TAG, client_state=state)
             ray.train.report(

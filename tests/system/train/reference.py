@@ -9,8 +9,8 @@ from rise_ray.mdp import Example
 from rise_ray.store.examples import examples_from_table, read_lengths, read_manifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.train.engine import lr_factor
+from rise_ray.train.job import TrainJob
 from rise_ray.train.packing import PackingPlan, plan_epochs
-from rise_ray.train.task import TrainJob
 
 
 def plain_steps(job: TrainJob) -> tuple[list[float], dict[str, torch.Tensor]]:

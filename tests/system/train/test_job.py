@@ -21,8 +21,8 @@ from rise_ray.mdp import Example
 from rise_ray.store.examples import read_manifest, read_part
 from rise_ray.store.files import Folder
 from rise_ray.train import ray_train
-from rise_ray.train.job import train
-from rise_ray.train.task import TrainJob, TrainResult
+from rise_ray.train.fit import train
+from rise_ray.train.job import TrainJob, TrainResult
 from tests.system.processes import losing, named
 from tests.system.train.reference import plain_steps, plan_of
 from tests.system.train.slow_meeting import SlowRendezvous

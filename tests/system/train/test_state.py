@@ -16,7 +16,7 @@ from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import StoreError
 from rise_ray.train.deepspeed_config import deepspeed_config
 from rise_ray.train.engine import TAG, load_state
-from rise_ray.train.task import STATE_VERSION
+from rise_ray.train.job import STATE_VERSION
 
 CONFIG = TrainConfig(workers=1, batch_tokens=8, row_tokens=8, lr=0.1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from rise_ray.config.loading import (
     may_change,
     parse_config,
 )
+from rise_ray.config.recipe import RecipeConfig
 from rise_ray.config.settings import RunConfig, Settings
 from rise_ray.errors import ConfigError
 
@@ -40,6 +42,20 @@ LIGHT = (
     "run.plans",
     "tasks",
 )
+
+
+class Idle(RecipeConfig):
+    """A recipe that does not say what it does."""
+
+
+class Mine(Idle):
+    """A recipe of somebody's own."""
+
+    sweets: int = 3
+    """Of its own."""
+
+    def execute(self, track: object) -> None:
+        """Nothing."""
 
 
 def _error(*overrides: str, text: str = MINIMAL) -> str:
@@ -154,6 +170,10 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
         ("controls=[{turns: 3}]", "`controls.0`: a recipe is a mapping with a `name`"),
         ("recipe.track=mine", "the run's own track is `iteration`"),
         ("controls=[{name: rise, track: iteration}]", "two tracks have the same name"),
+        ("controls=[{name: rise}, {name: rise}]", "two tracks have the same name"),
+        (f"controls=[{{name: '{__name__}:Mine'}}]", f"`{__name__}:Mine` needs a `track`"),
+        (f"recipe={{name: '{__name__}:Mine', answers: 3}}", "`recipe.answers`: unknown setting"),
+        (f"recipe={{name: '{__name__}:Idle'}}", "`Idle` has no method `execute(track)`"),
         ("rollout.workers.min_workers=2", "`min_workers` is greater than `max_workers`"),
         (
             "evaluation.split=train",
@@ -171,6 +191,18 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
 def test_a_bad_value_is_refused_with_its_key(override: str, said: str) -> None:
     assert said in _error(override)
     assert "Value error" not in _error(override)
+
+
+def test_a_recipe_of_ones_own_comes_back_from_the_dump_with_its_settings() -> None:
+    recipes = {
+        "recipe": {"name": f"{__name__}:Mine", "sweets": 5},
+        "controls": [{"name": f"{__name__}:Mine", "track": "fewer", "sweets": 1}],
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in recipes.items()]
+    config = parse_config(MINIMAL, overrides, source="x")
+    assert isinstance(config.recipe, Mine)
+    assert [recipe.sweets for recipe in (config.recipe, *config.controls)] == [5, 1]
+    assert parse_config(dump_config(config), [], source="dump") == config
 
 
 def test_a_run_that_trains_nothing_may_be_measured_on_the_training_split() -> None:

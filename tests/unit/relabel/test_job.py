@@ -54,6 +54,7 @@ def test_the_result_does_not_depend_on_how_the_trajectories_lie_in_parts(tmp_pat
     several = _job(tmp_path / "several", *reversed(parts), rule=Improved(drop_duplicates=False))
     assert one == several
     assert one.manifest.examples == 3 * count
+    assert one.data_tokens == sum(len(e.input_ids) for e in _examples(tmp_path / "one"))
 
 
 def test_the_examples_of_a_trajectory_stay_together_in_a_random_order_of_trajectories(

@@ -69,13 +69,16 @@ def test_a_problems_mean_is_of_all_its_trajectories_and_of_no_other_problem() ->
     assert tally == tally_of([second]) + tally_of([other]) + tally_of([first])
 
 
-def test_a_teachers_answers_and_failed_episodes_are_in_no_mean() -> None:
+def test_what_no_model_of_the_run_sampled_and_failed_episodes_are_in_no_mean() -> None:
     taught = rolled("6 | 7 7")
     turn = taught.turns[0]
     gold = tuple(replace(candidate, weight_version=-1) for candidate in turn.candidates)
     taught = replace(taught, turns=(replace(turn, candidates=gold),))
     failed = rolled("7 | 7", stop_reason=StopReason.ERROR)
-    assert problem_mean(tally_of([taught, failed]), "p0", 0.0) == 0.0
+    given = rolled("7 | 6")
+    start = replace(given.turns[0].attempt, given=1)
+    given = replace(given, turns=(replace(given.turns[0], attempt=start),))
+    assert problem_mean(tally_of([taught, failed, given]), "p0", 0.0) == 0.0
 
 
 # Columns: the reward, those of the attempts before it, and what each filter says.

@@ -23,7 +23,7 @@ MODELS = {
     "base": (0.32, 0.27, 0.52),
     "iteration-1": (0.36, 0.28, 0.75),
     "iteration-2": (0.40, 0.28, 0.88),
-    "control": (0.54, 0.15, 0.83),
+    "rejection_sampling-2": (0.54, 0.15, 0.83),
 }
 
 
@@ -59,14 +59,17 @@ def records(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:
             {
                 **{"phase": "collect", "iteration": iteration, "seconds": 33.0},
                 **{"trajectories": 500, "episode_errors": 1, "verdict_errors": 2},
+                **{"tokens": 98_765},
             }
         )
         lines.append({"phase": "relabel", "stage": stage, "examples": 4321, "seconds": 2.5})
+        lines[-1]["data_tokens"] = 50_000
         lines += [
             {"phase": "train", "stage": stage, "step": step, "loss": 2.0 / (step + iteration)}
             for step in range(1, 40)
         ]
-        lines.append({"phase": "train", "stage": stage, "seconds": 367.0})
+        done = {"tokens": 100_000 * iteration, "loss_tokens": 40_000, "last_loss": 0.00008}
+        lines.append({"phase": "train", "stage": stage, "seconds": 367.0, **done})
     for model, result in evaluated.items():
         lines.append(
             eval_record(

@@ -67,7 +67,8 @@ def test_scores_are_in_percent_and_results_name_the_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     evaluated = run.results()
-    records = [r for r in run.records(evaluated) if r["phase"] == "eval"]
+    everything = run.records(evaluated)
+    records = [r for r in everything if r["phase"] == "eval"]
     console = Console()
     console.scores(records[0])
     scores = capsys.readouterr().out
@@ -78,3 +79,6 @@ def test_scores_are_in_percent_and_results_name_the_report(
     shown = capsys.readouterr().out
     assert shown.endswith("Report: runs/demo/report.html\n")
     assert all(model in shown for model in run.MODELS)
+    assert "each track" not in shown  # there is no record of a training
+    console.results(everything, run.comparisons(evaluated), "runs/demo/report.html")
+    assert "What each track was trained on" in capsys.readouterr().out

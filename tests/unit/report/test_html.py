@@ -71,7 +71,15 @@ def test_the_page_has_every_section(full: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", full)
     assert titles == [
         *("What was found", "Results", "Accuracy turn by turn", "What a right answer costs"),
-        *("How answers move", "What was left out", "Training", "Data", "Time", "Examples"),
+        *(
+            "How answers move",
+            "What was left out",
+            "Training",
+            "What each track was trained on",
+            "Data",
+            "Time",
+            "Examples",
+        ),
         *("How to read this", "Settings and versions"),
     ]
     assert full.count("<svg") == 3

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from rise_ray.report.records import counts, eval_records, last_model, losses, protocol, seconds
+from rise_ray.report.records import (
+    Training,
+    counts,
+    eval_records,
+    last_model,
+    losses,
+    protocol,
+    seconds,
+    trainings,
+)
 
 
 def evaluation(model: str, value: float = 0.5) -> dict[str, Any]:
@@ -62,3 +71,25 @@ def test_counts_and_time_are_summed_by_stage_and_evaluation_is_not_data() -> Non
         ["collect", "relabel", "eval"],
         {"iteration-1": {"collect": 2.0, "relabel": 1.0}, "base": {"eval": 4.0}},
     )
+
+
+def test_a_training_is_told_with_its_data_and_what_was_sampled_for_it() -> None:
+    done = {"tokens": 900, "loss_tokens": 300, "last_loss": 0.5, "seconds": 9.0}
+    records = [
+        {"phase": "train", "stage": "warm-start", **done, "examples": 40},
+        {"phase": "collect", "stage": "rejection_sampling-1", "tokens": 700},
+        {"phase": "ask_again", "stage": "rejection_sampling-1", "tokens": 50},
+        {"phase": "relabel", "stage": "rejection_sampling-1", "examples": 7, "data_tokens": 200},
+        {"phase": "train", "stage": "rejection_sampling-1", "step": 3, "loss": 0.4, "tokens": 5},
+        {"phase": "train", "stage": "rejection_sampling-1", **done},
+        {"phase": "eval", "model": "rejection_sampling-1", "stage": "x", "tokens": 99},
+        {"phase": "collect", "stage": "iteration-2", "tokens": 1},
+        {"phase": "train", "stage": "iteration-2", "step": 1, "loss": 0.4},
+    ]
+    found = trainings(records)
+    assert found == {
+        "warm-start": Training(None, 40, None, 900, 300, 0.5),
+        "rejection_sampling-1": Training(750, 7, 200, 900, 300, 0.5),
+    }
+    assert found["rejection_sampling-1"].epochs == 4.5
+    assert found["warm-start"].epochs is None

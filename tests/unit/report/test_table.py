@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from rise_ray.report.table import results_table
+from rise_ray.report.records import trainings
+from rise_ray.report.table import results_table, training_table
 from tests.unit.report import run
 
 
@@ -38,6 +39,17 @@ def test_the_table_fits_80_columns(results: dict) -> None:
     text = rendered(run.records(results), run.comparisons(results), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "\u2026" not in text  # nothing was cut
+
+
+def test_what_each_track_was_trained_on_fits_too_and_shows_a_loss_near_zero(results: dict) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(training_table(trainings(run.records(results))))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    row = next(line for line in text.splitlines() if line.startswith("iteration-2"))
+    assert row.split()[1:] == ["98,765", "4,321", "4.0", "200,000", "40,000", "0.00008"]
 
 
 def test_names_neither_steer_the_terminal_nor_become_markup(results: dict) -> None:

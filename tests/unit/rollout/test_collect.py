@@ -54,6 +54,9 @@ def test_a_phase_is_stored_whole_and_counted(store: TrajectoryStore) -> None:
         for response in (turn.attempt, *turn.candidates)
     )
     assert result["tokens"] == result["rolled_tokens"] == tokens
+    # What one first answer costs, as a control is told: of the attempt and two candidates each.
+    assert result["first_responses"] == 18
+    assert result["first_tokens"] == tokens / 2
 
 
 def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rise_ray.mdp import Example, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import (
     examples_to_table,
     read_lengths,
@@ -18,7 +18,8 @@ from rise_ray.store.files import Folder
 from rise_ray.train.data import PARTS_PER_TASK, PackedRows, fill_rows
 from rise_ray.train.packing import PartRows, Share, plan_epochs
 
-PROVENANCE = Provenance("candidate", "all", "t", "p", 0, 0, 0, 1.0, 0, 0, "")
+PLACE = Place("iteration", 1, "collect")
+PROVENANCE = Provenance("candidate", "all", "t", "p", PLACE, 0, 0, 1.0, 0, 0, "")
 
 
 def test_a_row_holds_its_examples_one_after_the_other() -> None:

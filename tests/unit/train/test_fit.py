@@ -9,7 +9,7 @@ import pytest
 
 from rise_ray.config.settings import TrainConfig
 from rise_ray.store.examples import ExampleManifest
-from rise_ray.train import state
+from rise_ray.train import fit
 from rise_ray.train.fit import _run_name
 
 
@@ -25,7 +25,8 @@ def test_a_run_of_another_state_version_seed_or_learning_rate_has_another_name(
     name = _run_name(_task())
     assert name == _run_name(_task())
     assert name == _run_name(_task(max_failures=7))  # how it is done, not what
+    assert name == _run_name(_task(max_skipped_steps=7))  # a run that they ended goes on
     assert name != _run_name(_task(seed=4))
     assert name != _run_name(_task(lr=0.5))
-    monkeypatch.setattr(state, "SCHEMA_VERSION", "another")
+    monkeypatch.setattr(fit, "STATE_VERSION", "another")
     assert name != _run_name(_task())

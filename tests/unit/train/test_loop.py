@@ -5,6 +5,7 @@ The engine is a stand-in with the calls of DeepSpeed's; the system tests have th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ class Engine:
         return [1e-3]
 
     def save_checkpoint(self, path: str, tag: str, client_state: dict[str, Any]) -> None:
-        self.saved.append(client_state)
+        self.saved.append(copy.deepcopy(client_state))
 
 
 def example(number: int) -> Example:
@@ -165,12 +166,13 @@ def test_a_state_carries_its_schema_version(start: Callable[..., _Run]) -> None:
 def test_a_step_without_a_finite_gradient_is_counted_and_the_schedule_goes_on(
     start: Callable[..., _Run],
 ) -> None:
-    engine = Engine(skips={2, 3, 4, SYNC_STEPS + 1})  # as many in a row as may be
+    # As many in a row as may be, one where the ranks meet anyway, one after a state.
+    engine = Engine(skips={2, 3, 4, SYNC_STEPS - 1, SYNC_STEPS + 1})
     run = start(engine)
     run.steps()
-    assert run.skipped == 4
+    assert run.skipped == 5
     assert (run.step, len(run.losses), engine.scheduled) == (STEPS, STEPS, STEPS)
-    assert [state["skipped"] for state in engine.saved] == [3, 4]
+    assert [state["skipped"] for state in engine.saved] == [4, 5]
 
 
 def test_too_many_of_them_in_a_row_end_the_run_with_the_step(start: Callable[..., _Run]) -> None:
@@ -182,8 +184,23 @@ def test_too_many_of_them_in_a_row_end_the_run_with_the_step(start: Callable[...
 def test_where_the_loss_is_not_finite_either_that_is_what_is_said(
     start: Callable[..., _Run],
 ) -> None:
-    run = start(Engine(infinite_at=2, skips=range(2, 6)))
+    engine = Engine(infinite_at=2, skips=range(2, 6))
     with pytest.raises(_NoUseToRepeatError, match=rf"step 2 of {STEPS}: the loss is inf"):
+        start(engine).steps()
+    assert len(engine.draws) == 3  # at once
+
+
+def test_a_restart_remembers_how_many_were_skipped_in_a_row(
+    start: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = Engine(skips={SYNC_STEPS - 2, SYNC_STEPS - 1})
+    start(before).steps()
+    checkpoint = loop.ray.train.Checkpoint.from_directory(str(tmp_path))
+    monkeypatch.setattr(loop.ray.train, "get_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr(loop, "load_state", lambda *_: before.saved[0])
+    run = start(Engine(skips={0, 1}))  # its first two steps, after the two of the state
+    run.resume()
+    with pytest.raises(_NoUseToRepeatError, match=rf"step {SYNC_STEPS + 1} of {STEPS}: the grad"):
         run.steps()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rise_ray.errors import ModelError
-from rise_ray.mdp import Example, Provenance, Span
+from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import PartLengths, examples_to_table, loss_token_count
 from rise_ray.train.data import RowBatch, empty_rows, fill_rows
 from rise_ray.train.loss import WeightedLoss
@@ -38,7 +38,9 @@ def model(attn_implementation: str = "sdpa") -> WeightedLoss:
 
 def examples(count: int = 12) -> list[Example]:
     rng = random.Random(0)
-    provenance = Provenance("candidate", "all", "t", "p", 0, 0, 0, 1.0, 0, 0, "")
+    provenance = Provenance(
+        "candidate", "all", "t", "p", Place("iteration", 1, "collect"), 0, 0, 1.0, 0, 0, ""
+    )
     made = []
     for number in range(count):
         length = rng.randint(6, 30)

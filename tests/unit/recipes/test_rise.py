@@ -1,0 +1,52 @@
+"""RISE's own settings, and what they make of its stages."""
+
+from __future__ import annotations
+
+import pytest
+
+from rise_ray.config.teacher import ReferenceTeacher
+from rise_ray.mdp import Place
+from rise_ray.recipes.rise import Rise
+from rise_ray.relabel.rules.improved import Improved
+from rise_ray.relabel.rules.revision import Revision
+from rise_ray.run.plans import of_kind
+from rise_ray.run.specs import BASE, Episodes, Evaluate, Roll, Rows, Train, Weights
+from tests.unit.recipes.declared import declared
+
+SECOND = Weights("iteration", 2)
+
+
+def test_by_itself_it_samples_candidates_at_every_visited_state() -> None:
+    recipe = Rise(turns=5, window=2, stop_on_success=False, candidates=8, feedback="neutral")
+    for roll in of_kind(Roll, declared(recipe)):
+        assert roll.episodes == Episodes(
+            turns=5, window=2, stop_on_success=False, candidates=8, feedback="neutral"
+        )
+
+
+def test_a_teacher_answers_in_place_of_candidates() -> None:
+    teacher = ReferenceTeacher(kind="reference")
+    roll = of_kind(Roll, declared(Rise(teacher=teacher)))[0]
+    assert (roll.episodes.candidates, roll.episodes.teacher) == (0, teacher)
+
+
+def test_every_iteration_rolls_the_last_model_trains_on_its_rule_and_is_evaluated() -> None:
+    rule = Revision(wrong_weight=1.25)
+    stages = declared(Rise(rule=rule))
+    assert [roll.weights for roll in of_kind(Roll, stages)] == [BASE, Weights("iteration", 1)]
+    assert {rows.rule for rows in of_kind(Rows, stages)} == {rule}
+    training = of_kind(Train, stages)[-1]
+    assert (training.rows, training.weights) == (Place("iteration", 2, "relabel"), SECOND)
+    assert (training.epochs, training.like) == (None, None)  # `train.epochs`
+    assert of_kind(Evaluate, stages)[-1].weights == SECOND
+
+
+def test_somebody_has_to_improve() -> None:
+    with pytest.raises(ValueError, match="without a `teacher` RISE needs `candidates` >= 1"):
+        Rise(candidates=0)
+    assert Rise(candidates=0, teacher=ReferenceTeacher(kind="reference")).rule == Improved()
+
+
+def test_revision_chooses_among_candidates_and_so_takes_no_teacher() -> None:
+    with pytest.raises(ValueError, match="it takes no `teacher`"):
+        Rise(rule=Revision(), teacher=ReferenceTeacher(kind="reference"))
