@@ -47,14 +47,14 @@ def compare_seeds(folders: Sequence[str]) -> dict[str, Any]:
         StoreError: a run is unfinished, or a folder holds none or is damaged.
         DataError: the runs were measured on different problems.
     """
-    records = [_finished(open_run(Folder(folder))) for folder in folders]
+    records = [open_run(Folder(folder)) for folder in folders]
     first = records[0].config
     for record in records[1:]:
         _refuse_differences(records[0], record)
     seeds = [record.config.seed for record in records]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"`seed`: two of the runs have the same (seeds {seeds})")
-    runs = [_results(record) for record in records]
+    runs = [_results(_finished(record)) for record in records]
     _refuse_other_problems(records, runs)
     return summary(runs, seeds, first)
 
@@ -121,7 +121,9 @@ def write_json(found: Mapping[str, Any], path: str) -> None:
 
 
 def _finished(record: RunRecord) -> RunRecord:
-    if LAST_STAGE not in record.stages:
+    # After a loss an evaluation is done again, while the journal still has the report.
+    evaluations = [f"{model}/{EVALUATION}" for model in evaluated_models(stages_of(record.config))]
+    if not {LAST_STAGE, *evaluations} <= record.stages.keys():
         raise StoreError(f"{record.folder.uri}: an unfinished run; go on with --resume first")
     return record
 

@@ -28,6 +28,8 @@ import psutil
 from rise_ray.cluster.connection import LOOPBACK, LOOPBACK_ENVIRONMENT, required_resources
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ClusterError, ConfigError
+from rise_ray.run.plans import teacher_workers
+from rise_ray.run.tracks import stages_of
 from tests.chaos.processes import descendants, kill
 
 _START_DEADLINE_S = 120.0
@@ -71,7 +73,7 @@ class Nodes:
     """
 
     def __init__(self, config: RunConfig, count: int) -> None:
-        needed = required_resources(config)
+        needed = required_resources(config, teacher_workers(stages_of(config)))
         if needed.pop("GPU", 0):
             raise ConfigError("chaos needs a config for CPUs: its nodes would share the GPUs")
         if config.ray.address is not None:

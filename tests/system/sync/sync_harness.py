@@ -124,14 +124,6 @@ class EngineHost:
             return str(error)
         return "no error"
 
-    def forgive(self, server: Any) -> None:
-        """After a damaged sync: let the model answer again, with whole weights."""
-        core = self._engine.engine_core.engine_core  # type: ignore[attr-defined]
-        model = core.model_executor.driver_worker.worker.model_runner.model
-        model._forward_pre_hooks.clear()
-        self._engine.abort_request(list(self._engine.output_processor.request_states))
-        self.sync(server)
-
     def parity(self, reference: ParityReference, version: int) -> ParityReport:
         got = self.logprobs(reference.sequences)
         return check_parity(reference, got, 0.001, "host-0", version)

@@ -53,8 +53,9 @@ class Sender:
         client = EngineClient([me, me], engine_processes=2)
         with ThreadPoolExecutor() as pool:
             joining = pool.submit(client.init_weight_transfer_engine, info)
-            ranks = _join(0, info)
+            group, ranks = _join(0, info)
             joining.result()
+        del group  # the others read from its store until they have met
         return ranks
 
     def init_weight_transfer_engine(self, request: Any) -> None:
@@ -64,13 +65,13 @@ class Sender:
             list(pool.map(lambda own: _join(info["rank_offset"] + own, info), range(2)))
 
 
-def _join(rank: int, info: dict[str, Any]) -> list[int]:
-    """The ranks of all who met, by vLLM's own rendezvous."""
+def _join(rank: int, info: dict[str, Any]) -> tuple[Any, list[int]]:
+    """vLLM's own rendezvous, and the ranks of all who met there."""
     from vllm.distributed.utils import StatelessProcessGroup
 
     world = info["world_size"]
     group = StatelessProcessGroup.create(info["host"], info["port"], rank, world, store_timeout=60)
-    return list(group.all_gather_obj(rank))
+    return group, list(group.all_gather_obj(rank))
 
 
 @pytest.fixture(scope="module")

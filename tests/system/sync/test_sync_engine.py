@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from rise_ray.errors import SyncError
 from rise_ray.sync.buckets import plan_buckets
 from rise_ray.sync.source import Checkpoint
-from tests.system.sync.sync_harness import BUCKET_BYTES, serve
+from tests.system.sync.sync_harness import BUCKET_BYTES, EngineHost, serve
 
 SEQUENCES = tuple(
     tuple(random.Random(seed).choices(range(127), k=length))
@@ -79,10 +79,11 @@ def test_tied_embeddings_reach_the_packed_head(
 
 
 @pytest.fixture
-def damaged(models: dict[str, str], engine: Any) -> Iterator[Any]:
-    """`engine`, whose next sync is damaged: afterwards it is as if it had been replaced."""
-    yield engine
-    ray.get(engine.forgive.remote(serve(models["a"], 9)))
+def damaged(models: dict[str, str]) -> Iterator[Any]:
+    """An engine of its own, since nothing brings one back whose transfer was damaged."""
+    host = EngineHost.remote(models["a"])
+    yield host
+    ray.kill(host)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,14 @@ def test_an_unfinished_run_the_same_seed_and_no_run_are_refused_by_name(
     assert nothing in refused(capsys, folders[0], nothing)
 
 
+def test_a_run_whose_evaluation_is_done_again_after_a_loss_is_unfinished(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = make_run(tmp_path, "seed=7")
+    Run(config_of(tmp_path, "seed=7"), resume=True).forget("iteration-1/eval")
+    assert f"{lost}: an unfinished run" in refused(capsys, folders[0], lost)
+
+
 def test_a_lost_part_is_refused_and_never_a_figure(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,9 +14,7 @@ PROBLEM = Problem("p", "math", "question", "72")
 HOSTILE_TASK = '''
 import os, sys, time
 from rise_ray.mdp import Outcome, Verdict
-from rise_ray.tasks import answers
 from rise_ray.tasks.countdown import Countdown
-from rise_ray.tasks.gsm8k import Gsm8k
 
 class Hostile(Countdown):
     """Does what the response says."""
@@ -40,6 +38,15 @@ class Hostile(Countdown):
         if response == "surrogate": return Verdict(Outcome.INCORRECT, "\\ud800", "\\udfff")
         return Verdict(Outcome.CORRECT, response[:100], "fine", True)
 
+class Unloadable(Hostile):
+    def __init__(self): raise SystemExit(9)
+'''
+
+
+SHORT_TASK = '''
+from rise_ray.tasks import answers
+from rise_ray.tasks.gsm8k import Gsm8k
+
 class Short(Gsm8k):
     """Runs out of memory where the response says, deep in what math-verify calls."""
     def check(self, problem, response):
@@ -47,10 +54,8 @@ class Short(Gsm8k):
         if response.startswith("parse"): answers.parser.latex2sympy = fail
         if response.startswith("compare"): answers.grader.simplify = fail
         return super().check(problem, response)
-
-class Unloadable(Hostile):
-    def __init__(self): raise SystemExit(9)
 '''
+"""Apart from the other, because its imports take seconds."""
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def test_children_that_are_killed_again_and_again_lose_no_item(hostile):
 @pytest.mark.parametrize("step", ["parse", "compare"])
 def test_memory_that_runs_out_within_math_verify_is_an_error_and_the_process_goes(hostile, step):
     responses = [r"\boxed{72}", rf"{step} \boxed{{36 x}}", r"\boxed{72}"]
-    with checking(TaskConfig(name="hostile_task:Short")) as checker:
+    with checking(TaskConfig(name="short_task:Short")) as checker:
         (old,) = checker.pids
         verdicts = checker.check([(PROBLEM, response) for response in responses])
         assert checker.pids != [old]
