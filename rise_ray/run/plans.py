@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rise_ray.config.settings import RunConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, OpenAITeacher, ReferenceTeacher
@@ -83,6 +84,30 @@ def evaluation_problems(config: RunConfig, problems: Sequence[Problem]) -> list[
     """
     protocol = config.evaluation
     return held_out(problems, protocol.problems, derive_seed("evaluation", protocol.split))
+
+
+def affordable_candidates(spec: Roll, compared: Sequence[Mapping[str, Any]]) -> int:
+    """As many as, with the attempt, cost the tokens that the compared track has sampled.
+
+    One answer is taken to cost what that track's first answers cost.
+
+    Args:
+        spec: the stage that may spend them.
+        compared: the journal's counts of what that track rolled in the iteration.
+
+    Raises:
+        ConfigError: that track sampled nothing at first states.
+    """
+    first = sum(counts["first_responses"] for counts in compared)
+    tokens = sum(counts["first_tokens"] for counts in compared)
+    if not tokens:
+        raise ConfigError(
+            f"{spec.key}: track `{spec.like}`, whose budget it has, sampled no first answer in "
+            "this iteration; say how many responses the control samples"
+        )
+    spent = sum(counts["tokens"] for counts in compared)
+    episodes = max(counts["trajectories"] for counts in compared)
+    return max(1, math.ceil(spent / episodes / (tokens / first))) - 1
 
 
 def roll_plan(config: RunConfig, spec: Roll, candidates: int) -> EpisodePlan:

@@ -6,7 +6,6 @@ The actors that a stage needs are `rise_ray.run.actors`'s business.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.run.actors import Actors, Taught, given_model
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.plans import (
+    affordable_candidates,
     eval_plan,
     evaluated_models,
     evaluation_problems,
@@ -115,7 +115,7 @@ class Stages:
         problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
         weights = self._version(spec.weights)
         chat = self._chat(weights)
-        plan = roll_plan(self.config, spec, self._affordable_candidates(spec))
+        plan = roll_plan(self.config, spec, self._candidates(spec))
         specs = specs_for(plan, self.task, chat, problems, samples=1)
         return self._roll(weights, Taught(spec.episodes.teacher, chat), specs, spec.place)
 
@@ -314,24 +314,16 @@ class Stages:
         spent = {name: after[name] - before.get(name, 0) for name in after}
         return {**counts, **spent, **self._actors.drift()}
 
-    def _affordable_candidates(self, spec: Roll) -> int:
-        """As many as, with the attempt, cost the tokens that the compared track has sampled.
-
-        One answer is taken to cost what that track's first answers cost.
-        """
+    def _candidates(self, spec: Roll) -> int:
+        """Responses beside the attempt: the recipe's number, or what its budget allows."""
+        if spec.episodes.candidates is not None:
+            return spec.episodes.candidates
         compared = [
             self.run.stages[other.key]
             for other in of_kind(Roll, self.stages)
             if (other.place.track, other.place.iteration) == (spec.like, spec.place.iteration)
         ]
-        if not compared:
-            return 0
-        spent = sum(counts["tokens"] for counts in compared)
-        episodes = max(counts["trajectories"] for counts in compared)
-        each = sum(c["first_tokens"] for c in compared) / sum(
-            c["first_responses"] for c in compared
-        )
-        return max(1, math.ceil(spent / episodes / each)) - 1
+        return affordable_candidates(spec, compared)
 
     def _sealed(self, key: str) -> str:
         """The digest of a finished stage's trajectories: none may be missing when they are read."""

@@ -81,17 +81,21 @@ def _chat(trajectory: Trajectory, chosen: Sequence[int]) -> Row:
     spans = []
     for number, candidate in enumerate(chosen):
         if number:
-            ids += _feedback(trajectory)
+            ids += _feedback(trajectory, ids[-1])
         answer = response_at(trajectory, 0, candidate).token_ids
         spans.append(Span(len(ids), len(ids) + len(answer), 1.0))
         ids += answer
     return Row(_RULE, 0, chosen[-1], 1.0, tuple(ids), tuple(spans))
 
 
-def _feedback(trajectory: Trajectory) -> tuple[int, ...]:
-    """What follows an answer that ended by itself, from what followed the attempt."""
+def _feedback(trajectory: Trajectory, end: int) -> tuple[int, ...]:
+    """What follows an answer that ended by itself with the token `end`.
+
+    It is what followed the attempt, whose turn it had to end first if that was cut off.
+    """
     turn = trajectory.turns[0]
     assert turn.feedback_ids, f"{trajectory.id}: was rolled without feedback after its last turn"
-    if turn.attempt.finish_reason is FinishReason.LENGTH:
-        return turn.feedback_ids[1:]  # the end of the turn, which such an answer has itself
+    cut_off = turn.attempt.finish_reason is FinishReason.LENGTH
+    if cut_off and turn.feedback_ids[0] == end:
+        return turn.feedback_ids[1:]
     return turn.feedback_ids

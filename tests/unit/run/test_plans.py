@@ -11,6 +11,7 @@ from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Place, Problem
 from rise_ray.run.plans import (
+    affordable_candidates,
     eval_plan,
     evaluated_models,
     evaluation_problems,
@@ -139,3 +140,13 @@ def test_every_stage_that_rolls_has_its_place_and_the_weights_that_sample_there(
     assert weights[Place("iteration", 1, "collect")] == Weights("iteration", 0)
     assert weights[Place("rejection_sampling", 1, "collect")] == Weights("iteration", 0)
     assert weights[Place("rejection_sampling", 2, "collect")] == Weights("rejection_sampling", 1)
+
+
+def test_a_budget_is_spent_on_first_answers_and_none_is_made_up() -> None:
+    roll = _rolls(_config(CONTROL))["rejection_sampling-1/collect"]
+    counts = {"tokens": 1000, "trajectories": 10, "first_tokens": 300, "first_responses": 30}
+    assert affordable_candidates(roll, [counts]) == 9  # 100 tokens a problem, 10 an answer
+    assert affordable_candidates(roll, [counts | {"tokens": 1001}]) == 10
+    for nothing in ([], [counts | {"first_tokens": 0, "first_responses": 0}]):
+        with pytest.raises(ConfigError, match="track `iteration`, whose budget it has, sampled no"):
+            affordable_candidates(roll, nothing)

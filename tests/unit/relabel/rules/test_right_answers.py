@@ -62,7 +62,7 @@ def test_degenerate_answers_are_dropped_where_asked() -> None:
 def test_a_chat_is_a_row_of_independent_answers_with_loss_on_each(attempt: str) -> None:
     trajectory = rolled(f"{attempt} | 7- 7+")
     # After an answer that was cut off, the end of its turn is part of what follows it.
-    end = () if attempt == "6" else (9,)
+    end = () if attempt == "6" else (ord("+"),)
     turn = replace(trajectory.turns[0], feedback_ids=(*end, *FEEDBACK))
     (row,), _ = _rows(replace(trajectory, turns=(turn,)), layout="chat")
     assert row.input_ids == (*PROMPT, *b"7+", *FEEDBACK, *b"7-")
