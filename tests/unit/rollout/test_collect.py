@@ -47,16 +47,19 @@ def test_a_phase_is_stored_whole_and_counted(store: TrajectoryStore) -> None:
     assert result["outcomes"] == {"incorrect": 30, "correct": 6}
     assert result["accuracy"] == {"acc@t1": 0.0, "acc@t2": 1.0}
     assert result["stop_reasons"] == {"success": 6}
-    tokens = sum(
-        len(response.token_ids)
+    lengths = [
+        (number, len(response.token_ids))
         for trajectory in store.read(Place("iteration", 1, "collect"))
-        for turn in trajectory.turns
+        for number, turn in enumerate(trajectory.turns, 1)
         for response in (turn.attempt, *turn.candidates)
-    )
+    ]
+    tokens = sum(length for _, length in lengths)
     assert result["tokens"] == result["rolled_tokens"] == tokens
     # What one first answer costs, as a control is told: of the attempt and two candidates each.
     assert result["first_responses"] == 18
-    assert result["first_tokens"] == tokens / 2
+    first = sum(length for number, length in lengths if number == 1)
+    assert 0 < first < tokens
+    assert result["first_tokens"] == first
 
 
 def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> None:
