@@ -38,6 +38,14 @@ _STOP_DEADLINE_S = 30.0
 _REPLACE_AFTER_S = 4.0  # as long as the cloud were to give a new machine at once
 _OBJECT_STORE_MIB = 100
 _UP = "Ray runtime started."
+AGENT_PORTS = (
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+)
+"""Options of `ray start`. A raylet gives its agent 15 s to choose these itself, and then dies
+(ray-project/ray#65983): on a busy machine they are chosen before."""
 
 
 @dataclass
@@ -91,12 +99,11 @@ class Nodes:
         self._head: Node | None = None
         self._workers: list[Node] = []
         self._replace_at: list[float] = []
-        port, client_port, agent_port = free_ports(3)
+        port, client_port = free_ports(2)
         self.address = f"{LOOPBACK}:{port}"
         # Other users of this machine reach its services: none of them may send this cluster work.
         self.environment = _environment(self.address, secrets.token_hex(32))
         self._ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
-        self._ports += [f"--dashboard-agent-listen-port={agent_port}"]
 
     def __enter__(self) -> Self:
         # Ray's sockets lie in here, and their paths may have 107 characters.
@@ -175,9 +182,7 @@ class Nodes:
         self._workers.remove(node)
 
     def _add(self) -> Node:
-        agent_port = free_ports(1)[0]
-        ports = [f"--address={self.address}", f"--dashboard-agent-listen-port={agent_port}"]
-        node = self._start([*self._worker, *ports])
+        node = self._start([*self._worker, f"--address={self.address}"])
         self._workers.append(node)
         return node
 
@@ -185,9 +190,11 @@ class Nodes:
         name = f"node-{self._started}"
         self._started += 1
         log = self.folder / f"{name}.log"
+        agents = zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True)
+        ports = [f"--{option}={port}" for option, port in agents]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.start", *arguments, *self._common],
+                [sys.executable, "-m", "tests.chaos.start", *arguments, *ports, *self._common],
                 stdout=output,
                 stderr=output,
                 env=self.environment,

@@ -19,7 +19,7 @@ import pytest
 from rise_ray.config.loading import load_config
 from rise_ray.run.journal import Run
 from tests.chaos.leftovers import left_in_cluster
-from tests.chaos.nodes import free_ports
+from tests.chaos.nodes import AGENT_PORTS, free_ports
 from tests.system.driver import parts_of
 from tests.system.miniature import COLLECT, JOB, REPOSITORY, SETTINGS
 from tests.system.processes import descendants, wait_gone
@@ -57,7 +57,7 @@ def head() -> Iterator[Head]:
     """A Ray head of our own with its dashboard on the loopback interface."""
     # Ray's sockets lie in here, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    options = ["port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"]
+    options = ["port", "dashboard-port", "ray-client-server-port", *AGENT_PORTS]
     ports = dict(zip(options, free_ports(len(options)), strict=True))
     process = subprocess.Popen(
         [
