@@ -32,6 +32,7 @@ TRAINER = "training worker"
 
 # Ray gives its processes 30 s, which a machine that is busy for a while misses.
 _START_DEADLINE_S = 180
+_STARTS = 3  # a raylet gives its agent 15 s, which cannot be set, and dies (ray-project/ray#65983)
 _PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": str(_START_DEADLINE_S),
     "RAY_agent_register_timeout_ms": str(1000 * _START_DEADLINE_S),
@@ -165,23 +166,27 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
         os.environ.setdefault(variable, value)
     store = config.ray.object_store_mib
     starts_at_once = max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
-    try:
-        with _patient():
-            ray.init(
-                address="local",
-                num_cpus=config.ray.num_cpus,
-                object_store_memory=store * 2**20 if store else None,
-                include_dashboard=False,
-                _node_ip_address=LOOPBACK,
-                _system_config={"worker_maximum_startup_concurrency": starts_at_once},
-                log_to_driver=debug,
-                logging_level=level,
-            )
-    except Exception as error:  # Ray raises a bare Exception when its processes are not up in time
-        raise ClusterError(
-            f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is the "
-            "machine overloaded, or out of memory or disk?"
-        ) from error
+    for starts_left in reversed(range(_STARTS)):
+        try:
+            with _patient():
+                ray.init(
+                    address="local",
+                    num_cpus=config.ray.num_cpus,
+                    object_store_memory=store * 2**20 if store else None,
+                    include_dashboard=False,
+                    _node_ip_address=LOOPBACK,
+                    _system_config={"worker_maximum_startup_concurrency": starts_at_once},
+                    log_to_driver=debug,
+                    logging_level=level,
+                )
+            return
+        except Exception as error:  # Ray raises a bare Exception for processes that are not up
+            if starts_left and "timed out" in str(error):
+                continue
+            raise ClusterError(
+                f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is "
+                "the machine overloaded, or out of memory or disk?"
+            ) from error
 
 
 @contextmanager

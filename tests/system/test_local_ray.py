@@ -1,0 +1,52 @@
+"""A run's own Ray on a machine that is too busy for it at first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.miniature import JOB, REPOSITORY
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+# Python imports it in every process that starts: the first of Ray's agents comes too late.
+LATE_AGENT = """
+import os, sys, time
+if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
+    try:
+        os.close(os.open(os.environ["FIRST_AGENT"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        pass
+    else:
+        time.sleep(25)
+"""
+CONNECT = """
+import sys, ray
+from rise_ray.cluster.connection import connected
+from rise_ray.config.loading import load_config
+with connected(load_config(sys.argv[1], []), None, False):
+    print(ray.get(ray.remote(lambda: "up").remote()))
+"""
+
+
+def test_it_is_started_again_where_its_agent_was_too_slow(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LATE_AGENT)
+    first = tmp_path / "first"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
+        "FIRST_AGENT": str(first),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, JOB],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "up", done.stderr
+    assert first.exists()
