@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from rise_ray.errors import TeacherError
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
 from rise_ray.run.plans import of_kind
-from rise_ray.run.specs import Roll
+from rise_ray.run.specs import BASE, Roll
 from rise_ray.run.stages import Stages
 from tests.system.feedback.fake_endpoint import USAGE, FakeEndpoint, serving
 from tests.system.miniature import JOB, SETTINGS
@@ -47,7 +48,8 @@ def test_a_budget_counts_what_the_whole_run_spent_and_may_be_raised_for_a_resume
 
 
 def rolls(stages: Stages) -> list[Roll]:
-    return of_kind(Roll, stages.stages)
+    """Those of the run, with the base's weights: nothing is trained here."""
+    return [replace(roll, weights=BASE) for roll in of_kind(Roll, stages.stages)]
 
 
 def _config(folder: Path, base_url: str, *overrides: str) -> RunConfig:
