@@ -108,9 +108,7 @@ def checksum(data: NDArray[np.uint8]) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(data).data)
 
 
-def plan_buckets(
-    tensors: Sequence[TensorSpec], bucket_bytes: int
-) -> tuple[tuple[TensorSpec, ...], ...]:
+def plan_buckets(tensors: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
     """Cut a list of tensors, in its order, into buckets of at most `bucket_bytes`.
 
     A single tensor that is larger travels alone. The order is kept because vLLM finishes a
@@ -124,7 +122,7 @@ def plan_buckets(
             room = bucket_bytes
         plan[-1].append(tensor)
         room -= tensor.padded_nbytes
-    return tuple(tuple(bucket) for bucket in plan)
+    return plan
 
 
 def fill_bucket(

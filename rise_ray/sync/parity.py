@@ -157,8 +157,7 @@ def check_parity(
         reference: the trainer's.
         got: the engine's, in the same order and of the same lengths.
         tolerance: largest accepted mean absolute difference, in nats.
-        engine_name: names the engine in errors.
-        version: weight version that the engine should hold.
+        engine_name, version: the engine, and the weight version that it should hold.
 
     Raises:
         SyncError: the mean difference is above the tolerance, or not a number; it names the
@@ -243,9 +242,9 @@ def engine_logprobs(
     if engine.has_unfinished_requests():
         raise SyncError("the parity probe needs an engine without requests under way")
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    order = [f"parity-{uuid.uuid4().hex}" for _ in sequences]
-    for request_id, ids in zip(order, sequences, strict=True):
-        engine.add_request(request_id, tokens_input(list(ids)), params)
+    requests = {f"parity-{uuid.uuid4().hex}": tokens_input(list(ids)) for ids in sequences}
+    for request_id, prompt in requests.items():
+        engine.add_request(request_id, prompt, params)
     scored: dict[str, tuple[float, ...]] = {}
     while engine.has_unfinished_requests():
         for output in engine.step():
@@ -254,7 +253,7 @@ def engine_logprobs(
                     output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True
                 )
                 scored[output.request_id] = tuple(at[token].logprob for token, at in positions)
-    return tuple(scored[request_id] for request_id in order)
+    return tuple(scored[request_id] for request_id in requests)
 
 
 def reference_logprobs(

@@ -93,30 +93,23 @@ def push(
         backend: the one the workers' engines were made with.
         engine_processes: GPU processes of each engine (tensor times pipeline parallelism).
     """
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
     checkpoint = Checkpoint(model_folder(checkpoint_uri))
     # vLLM's staging buffers take whole tensors only.
     buffer_bytes = max(bucket_bytes, *(tensor.nbytes for tensor in checkpoint.tensors))
+    settings: dict[str, Any] = {"packed": True, "packed_buffer_size_bytes": buffer_bytes, "rank": 0}
+    if backend == "ipc":
+        info: TrainerInitInfo = IPCTrainerInitInfo(**settings)
+    else:
+        settings |= {"master_address": get_ip(), "master_port": get_open_port()}
+        info = NCCLTrainerInitInfo(world_size=1 + len(workers) * engine_processes, **settings)
     client = EngineClient(workers, engine_processes)
     engine = WeightTransferTrainerFactory.trainer_init(
-        _init_info(backend, buffer_bytes, 1 + len(workers) * engine_processes),
-        client=client,
-        source=CheckpointSource(checkpoint, "cuda"),
+        info, client=client, source=CheckpointSource(checkpoint, "cuda")
     )
     engine.send_weights()
     engine.shutdown()
     client.shutdown_weight_transfer_engine()
     ray.get([worker.commit_weight_version.remote(version) for worker in workers])
-
-
-def _init_info(
-    backend: Literal["nccl", "ipc"], buffer_bytes: int, world_size: int
-) -> TrainerInitInfo:
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-    common: dict[str, Any] = {"packed": True, "packed_buffer_size_bytes": buffer_bytes, "rank": 0}
-    if backend == "ipc":
-        return IPCTrainerInitInfo(**common)
-    return NCCLTrainerInitInfo(
-        master_address=get_ip(), master_port=get_open_port(), world_size=world_size, **common
-    )

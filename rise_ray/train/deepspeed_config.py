@@ -70,11 +70,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     merged = _base(config)
     if config.deepspeed_file is not None:
         source = f"`train.deepspeed_file` {config.deepspeed_file}"
-        theirs = _read(config.deepspeed_file, source)
-        _refuse_contradictions(theirs, merged, source)
-        merged = _merge(merged, theirs)
-    _refuse_contradictions(config.deepspeed, merged, "`train.deepspeed`")
-    return _merge(merged, config.deepspeed)
+        merged = _merge_theirs(merged, _read(config.deepspeed_file, source), source)
+    return _merge_theirs(merged, config.deepspeed, "`train.deepspeed`")
 
 
 def _base(config: TrainConfig) -> dict[str, Any]:
@@ -110,11 +107,12 @@ def _read(path: str, source: str) -> dict[str, Any]:
     return content
 
 
-def _refuse_contradictions(theirs: Any, ours: Any, source: str) -> None:
+def _merge_theirs(ours: dict[str, Any], theirs: dict[str, Any], source: str) -> dict[str, Any]:
     for key, setting in _OURS.items():
         wanted = _get(theirs, key)
         if wanted not in (None, "auto") and wanted != (_get(ours, key) or False):
             raise ConfigError(f"{source}: `{key}` is {wanted!r}; it is set by {setting}")
+    return _merge(ours, theirs)
 
 
 def _get(tree: Any, dotted: str) -> Any:

@@ -29,13 +29,7 @@ from rise_ray.store.examples import ExampleManifest, read_lengths, read_manifest
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import batch_sizes, checkpoint_dtype, deepspeed_config
 from rise_ray.train.job import STATE_VERSION, TrainJob, TrainResult, WorkerResult, WorkerTask
-from rise_ray.train.packing import (
-    ExampleTooLongError,
-    PackingPlan,
-    choose_layout,
-    plan_epochs,
-    plan_tokens,
-)
+from rise_ray.train.packing import PackingPlan, choose_layout, plan_epochs, plan_tokens
 
 if TYPE_CHECKING:
     from rise_ray.train.ray_train import StoppableTrainer
@@ -54,8 +48,8 @@ def train(job: TrainJob) -> TrainResult:
     each token after a sequence's first.
 
     Raises:
-        TrainError: no examples, one longer than a row, a loss that is not finite, too many steps
-            in a row whose gradient is not, or workers that failed more than `max_failures` times.
+        TrainError: an example longer than a row, a loss that is not finite, too many steps in a
+            row whose gradient is not, or workers that failed more than `max_failures` times.
         ConfigError: the DeepSpeed settings contradict the rest.
         StoreError: a folder cannot be read or written.
     """
@@ -94,6 +88,12 @@ def train(job: TrainJob) -> TrainResult:
 def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPlan:
     config = job.config
     lengths = read_lengths(folder, manifest)
+    for part, of in zip(manifest.parts, lengths, strict=True):
+        for index in (of.tokens > config.row_tokens).nonzero()[0]:
+            raise TrainError(
+                f"example {read_part(folder, part)['id'][index]} has {of.tokens[index]} tokens; "
+                f"a packed row holds `row_tokens` = {config.row_tokens}"
+            )
     choose = functools.partial(
         choose_layout,
         lengths,
@@ -104,13 +104,9 @@ def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPl
     layout = choose(shared_prefixes=config.shared_prefixes)
     if layout.fill is not None and not _sees_all(job):
         layout = choose(shared_prefixes=False)
-    try:
-        if job.token_budget is not None:
-            return plan_tokens(lengths, layout, tokens=job.token_budget, seed=job.seed)
-        return plan_epochs(lengths, layout, epochs=config.epochs, seed=job.seed)
-    except ExampleTooLongError as error:
-        table = read_part(folder, manifest.parts[error.part])
-        raise TrainError(f"example {table['id'][error.index]}: {error}") from error
+    if job.token_budget is not None:
+        return plan_tokens(lengths, layout, tokens=job.token_budget, seed=job.seed)
+    return plan_epochs(lengths, layout, epochs=config.epochs, seed=job.seed)
 
 
 def _sees_all(job: TrainJob) -> bool:
