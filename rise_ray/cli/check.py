@@ -23,6 +23,7 @@ from rise_ray.config.settings import RunConfig, TrainConfig
 from rise_ray.config.teacher import ModelTeacher, OpenAITeacher
 from rise_ray.errors import DataError, RiseError, StoreError
 from rise_ray.mdp import Problem
+from rise_ray.models.locate import resolve_dtype
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.collect import specs_for
 from rise_ray.run.journal import STATE, Run
@@ -32,7 +33,7 @@ from rise_ray.run.tracks import stages_of
 from rise_ray.tasks import load_task
 from rise_ray.tasks.base import Task
 from rise_ray.text import terminal_text
-from rise_ray.train.deepspeed_config import checkpoint_dtype, deepspeed_config, uses_bfloat16
+from rise_ray.train.deepspeed_config import checkpoint_dtype, deepspeed_config
 
 _MOST_PROMPTS = 1000  # looked at in each split
 _MOST_DEMONSTRATIONS = 100
@@ -155,7 +156,7 @@ class Inspection:
         if not jobs:
             return "nothing is trained"
         return "; ".join(
-            f"`{name}`: ZeRO-3 in {'bfloat16' if uses_bfloat16(job) else 'float32'}, "
+            f"`{name}`: ZeRO-3 in {resolve_dtype(job.precision, job.num_gpus)}, "
             f"{job.workers} workers"
             for name, job in jobs.items()
         )

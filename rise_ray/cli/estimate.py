@@ -9,7 +9,7 @@ from rise_ray.cluster.connection import required_resources
 from rise_ray.config.settings import RunConfig, TrainConfig
 from rise_ray.run.plans import of_kind, teacher_workers
 from rise_ray.run.specs import Evaluate, Roll, Spec
-from rise_ray.train.deepspeed_config import passes_per_step
+from rise_ray.train.deepspeed_config import batch_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,11 @@ def _evaluation(config: RunConfig, stages: Sequence[Spec], there: int | None) ->
 
 def _step(train: TrainConfig) -> str:
     rows = train.batch_tokens // train.row_tokens
+    sizes = batch_sizes(rows, train.rows_per_pass, train.workers)
+    passes = sizes["gradient_accumulation_steps"]
     return (
         f"{train.batch_tokens:,} tokens = {rows} rows of {train.row_tokens:,}: {train.workers} "
-        f"workers x {train.rows_per_pass} rows x {passes_per_step(train)} passes (accumulated)"
+        f"workers x {train.rows_per_pass} rows x {passes} passes (accumulated)"
     )
 
 

@@ -28,7 +28,7 @@ from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker
 from rise_ray.sync.parity import ParityReport
-from rise_ray.sync.receiver import EnginePlace, beside, push_weights
+from rise_ray.sync.receiver import push_weights
 from rise_ray.sync.source import start_weight_server
 
 logger = logging.getLogger(__name__)
@@ -163,11 +163,11 @@ class RolloutPool:
         )
         return {m.handle.sync.remote(version, self._server): m for m in members}
 
-    def _push(self, workers: list[tuple[Member, EnginePlace]]) -> dict[Any, Member]:
+    def _push(self, workers: list[tuple[Member, dict[str, Any]]]) -> dict[Any, Member]:
         """GPU tasks send the checkpoint to workers, each at its place, by vLLM's own backend."""
         members = [member for member, _ in workers]
         if self._sync.backend == "ipc":
-            sent = [self._send([m], beside(place)) for m, place in workers]
+            sent = [self._send([m], place) for m, place in workers]
         else:
             sent = [self._send(members, {"num_gpus": 1})]
         try:

@@ -2,9 +2,9 @@
 
 vLLM loads `register` in every one of its processes (entry point `vllm.general_plugins`). An
 engine made with `weight_transfer_config=WeightTransferConfig(backend="object_store")` then takes
-buckets through vLLM's own weight-transfer calls; `rise_ray.sync.receiver` drives them. A bucket
-crosses as a plain mapping with a numpy array, so executors with worker processes (tensor
-parallelism) work as well: every worker gets the whole bucket and keeps its shard.
+buckets through vLLM's own weight-transfer calls; `rise_ray.sync.receiver` drives them. Executors
+with worker processes (tensor parallelism) work as well: every worker gets the whole bucket, whose
+numpy array can be pickled, and keeps its shard.
 
 vLLM's own `reload_weights` reads a checkpoint from the disk of every engine's node, only warns of
 parameters that it lacks, and leaves a CPU's tied head as it was: hence this one.
@@ -13,12 +13,11 @@ parameters that it lacks, and leaves a CPU's tied head as it was: hence this one
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.linear import LinearBase
@@ -47,23 +46,16 @@ def register() -> None:
 
 @dataclass
 class ManifestInfo(WeightTransferInitInfo):
-    """`Manifest.to_info`: sent before every update, since each has its own version."""
+    """Sent before every update, since each has its own version."""
 
-    version: int
-    tensors: list[tuple[str, str, list[int]]]
+    manifest: Manifest
 
 
 @dataclass
 class BucketInfo(WeightTransferUpdateInfo):
-    """`Bucket.to_info`."""
+    """Sent for every bucket."""
 
-    index: int
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
-    checksums: list[str]
-    payload: NDArray[np.uint8]
+    bucket: Bucket
 
 
 class ObjectStoreWeightTransferEngine(WeightTransferEngine[ManifestInfo, BucketInfo]):
@@ -78,43 +70,35 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ManifestInfo, BucketI
     update_info_cls = BucketInfo
     supports_draft_weight_update = False
 
-    _ledger: Ledger | None = None
+    _manifest: Manifest | None = None
 
     def init_transfer_engine(self, init_info: ManifestInfo) -> None:
         """Note what the coming update consists of."""
-        self._ledger = Ledger(Manifest.from_info(init_info.version, init_info.tensors))
+        self._manifest = init_info.manifest
 
     def start_weight_update(self) -> None:
         """Prepare the model to take its parameters anew, layer by layer."""
-        if self._ledger is None:
+        if self._manifest is None:
             raise SyncError("a weight update was started without a manifest")
+        self._ledger = Ledger(self._manifest)
         self._parameters = {name for name, _ in self.model.named_parameters()}
         self._loaded: set[str] = set()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketInfo) -> None:
         """Check and load one bucket."""
-        try:
-            assert self._ledger is not None  # start_weight_update has checked it
-            bucket = Bucket(**vars(update_info))
-            self._ledger.accept(bucket)
-            self._load(bucket)
-        except Exception as error:
-            self._refuse_to_answer(error)
-            raise
+        with self._refusing_to_answer_after_an_error():
+            self._ledger.accept(update_info.bucket)
+            self._load(update_info.bucket)
 
     def finish_weight_update(self) -> None:
         """Check that the model is complete and make it usable again."""
-        try:
-            assert self._ledger is not None  # start_weight_update has checked it
+        with self._refusing_to_answer_after_an_error():
             self._ledger.close()
             self._check_model_is_covered()
             finalize_layerwise_reload(self.model, self.model_config)
             _repack_tied_heads(self.model)
-            self._ledger = None
-        except Exception as error:
-            self._refuse_to_answer(error)
-            raise
+            self._manifest = None
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
@@ -122,15 +106,15 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ManifestInfo, BucketI
     def _load(self, bucket: Bucket) -> None:
         # A copy of its own: vLLM keeps the tensors of a layer until the layer is complete, and
         # must neither pin the object store's memory nor write to it.
-        payload = torch.from_numpy(bucket.payload.copy())
+        own = replace(bucket, payload=bucket.payload.copy())
         current = ""
 
         def named_tensors() -> Iterator[tuple[str, torch.Tensor]]:
             nonlocal current
-            for (spec, _, _), offset in zip(bucket.tensors(), bucket.offsets, strict=True):
+            for spec, data in own.contents():
                 current = spec.name
-                data = payload[offset : offset + spec.nbytes]
-                yield spec.name, data.view(getattr(torch, spec.dtype)).view(spec.shape)
+                typed = torch.from_numpy(data).view(getattr(torch, spec.dtype))
+                yield spec.name, typed.view(spec.shape)
 
         try:
             with disable_mtp_completeness_check():  # a bucket is a part of the model by design
@@ -159,14 +143,19 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ManifestInfo, BucketI
         if missing:
             raise SyncError(f"the checkpoint lacks parameters of the model: {name_some(missing)}")
 
-    def _refuse_to_answer(self, error: Exception) -> None:
-        # vLLM's CPU kernels would go on computing with the old packed weights.
-        message = f"this engine's last weight update failed, its weights are mixed: {error}"
+    @contextmanager
+    def _refusing_to_answer_after_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # vLLM's CPU kernels would go on computing with the old packed weights.
+            message = f"this engine's last weight update failed, its weights are mixed: {error}"
 
-        def refuse(*_: Any) -> None:
-            raise SyncError(message)
+            def refuse(*_: Any) -> None:
+                raise SyncError(message)
 
-        self.model.register_forward_pre_hook(refuse)
+            self.model.register_forward_pre_hook(refuse)
+            raise
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:

@@ -7,9 +7,8 @@ that accepts every tensor of the manifest exactly once, or names the one that is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -20,20 +19,23 @@ from rise_ray.errors import SyncError
 ALIGNMENT_BYTES = 64
 """Tensors start at multiples of this in a bucket: any dtype may view its bytes in place."""
 
-ITEM_BYTES: Mapping[str, int] = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "float8_e4m3fn": 1,
-    "float8_e5m2": 1,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
+DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
+"""By safetensors' name of a dtype: torch's name, and the bytes of one element."""
+
+ITEM_BYTES = dict(DTYPES.values())
 """Bytes of one element, by torch's name of the dtype."""
 
 _NAMES_IN_ERRORS = 5
@@ -68,57 +70,34 @@ class Manifest:
     version: int
     tensors: tuple[TensorSpec, ...]
 
-    def to_info(self) -> dict[str, Any]:
-        """As a plain mapping, for processes that are not Ray's."""
-        return {
-            "version": self.version,
-            "tensors": [(t.name, t.dtype, list(t.shape)) for t in self.tensors],
-        }
-
-    @classmethod
-    def from_info(cls, version: int, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> Manifest:
-        """The manifest that `to_info` wrote."""
-        specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
-        return cls(version, specs)
-
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some of a version's tensors, back to back in one uint8 array.
+    """Some of a version's tensors, one after the other in a uint8 array, each padded.
 
-    Tensor i is `payload[offsets[i]:offsets[i] + nbytes]`; `checksums[i]` is its `checksum`.
+    `checksums[i]` is the `checksum` of the bytes of `tensors[i]`.
     """
 
     index: int
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
-    checksums: list[str]
+    tensors: tuple[TensorSpec, ...]
+    checksums: tuple[str, ...]
     payload: NDArray[np.uint8]
 
-    def to_info(self) -> dict[str, Any]:
-        """As a plain mapping that shares the payload."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def tensors(self) -> Iterator[tuple[TensorSpec, NDArray[np.uint8], str]]:
-        """Each tensor's spec, raw bytes (a view) and declared checksum."""
-        for name, dtype, shape, offset, digest in zip(
-            self.names, self.dtypes, self.shapes, self.offsets, self.checksums, strict=True
-        ):
-            spec = TensorSpec(name, dtype, tuple(shape))
-            yield spec, self.payload[offset : offset + spec.nbytes], digest
+    def contents(self) -> Iterator[tuple[TensorSpec, NDArray[np.uint8]]]:
+        """Each tensor with its raw bytes, which are a view of the payload."""
+        start = 0
+        for tensor in self.tensors:
+            yield tensor, self.payload[start : start + tensor.nbytes]
+            start += tensor.padded_nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What one sync moved into one engine, and in how many seconds."""
+    """What one sync moved into one engine."""
 
-    version: int
     tensors: int
     buckets: int
     nbytes: int
-    seconds: float
 
 
 def checksum(data: NDArray[np.uint8]) -> str:
@@ -129,9 +108,7 @@ def checksum(data: NDArray[np.uint8]) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(data).data)
 
 
-def plan_buckets(
-    tensors: Sequence[TensorSpec], bucket_bytes: int
-) -> tuple[tuple[TensorSpec, ...], ...]:
+def plan_buckets(tensors: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
     """Cut a list of tensors, in its order, into buckets of at most `bucket_bytes`.
 
     A single tensor that is larger travels alone. The order is kept because vLLM finishes a
@@ -145,31 +122,19 @@ def plan_buckets(
             room = bucket_bytes
         plan[-1].append(tensor)
         room -= tensor.padded_nbytes
-    return tuple(tuple(bucket) for bucket in plan)
+    return plan
 
 
 def fill_bucket(
     index: int, tensors: Sequence[TensorSpec], read: Callable[[str], NDArray[np.uint8]]
 ) -> Bucket:
     """Copy tensors, given by name as raw bytes by `read`, into one bucket."""
+    checksums = tuple(checksum(read(tensor.name)) for tensor in tensors)
     payload = np.zeros(sum(tensor.padded_nbytes for tensor in tensors), dtype=np.uint8)
-    offsets, checksums = [], []
-    offset = 0
-    for tensor in tensors:
-        data = read(tensor.name)
-        payload[offset : offset + tensor.nbytes] = data
-        offsets.append(offset)
-        checksums.append(checksum(data))
-        offset += tensor.padded_nbytes
-    return Bucket(
-        index=index,
-        names=[tensor.name for tensor in tensors],
-        dtypes=[tensor.dtype for tensor in tensors],
-        shapes=[list(tensor.shape) for tensor in tensors],
-        offsets=offsets,
-        checksums=checksums,
-        payload=payload,
-    )
+    bucket = Bucket(index, tuple(tensors), checksums, payload)
+    for tensor, data in bucket.contents():
+        data[:] = read(tensor.name)
+    return bucket
 
 
 class Ledger:
@@ -188,7 +153,7 @@ class Ledger:
                 declared, or its bytes do not have its checksum.
         """
         where = f"weight version {self.version}, bucket {bucket.index}"
-        for tensor, data, digest in bucket.tensors():
+        for (tensor, data), digest in zip(bucket.contents(), bucket.checksums, strict=True):
             expected = self._expected.get(tensor.name)
             if expected is None:
                 raise SyncError(f"{where}: {tensor} is not in the checkpoint")

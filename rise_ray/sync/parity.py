@@ -16,7 +16,10 @@ import math
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import locate_model
@@ -60,17 +63,19 @@ class ParityReference:
         if not all(math.isfinite(value) for row in self.logprobs for value in row):
             raise SyncError("parity reference: a log-probability is not a finite number")
 
-    def to_json(self) -> str:
-        """As the content of `parity.json`."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, allow_nan=False)
+    def save(self, checkpoint: Folder) -> None:
+        """Write it into a checkpoint folder."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        checkpoint.write(PARITY_FILE, json.dumps(content, allow_nan=False).encode())
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: str) -> ParityReference:
-        """Read `parity.json`; `source` names it in errors.
+    def load(cls, checkpoint: Folder) -> ParityReference:
+        """Read it from a checkpoint folder.
 
         Raises:
-            SyncError: it is not one.
+            SyncError: what is there is no reference.
         """
+        text = checkpoint.read(PARITY_FILE)
         try:
             content = json.loads(text)
             if content["schema_version"] != SCHEMA_VERSION:
@@ -80,16 +85,9 @@ class ParityReference:
                 tuple(tuple(map(float, row)) for row in content["logprobs"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise SyncError(f"{source}: not a parity reference: {error!r}; restore it") from error
-
-    def save(self, checkpoint: Folder) -> None:
-        """Write it into a checkpoint folder."""
-        checkpoint.write(PARITY_FILE, self.to_json().encode())
-
-    @classmethod
-    def load(cls, checkpoint: Folder) -> ParityReference:
-        """Read it from a checkpoint folder."""
-        return cls.from_json(checkpoint.read(PARITY_FILE), f"{checkpoint.uri}/{PARITY_FILE}")
+            raise SyncError(
+                f"{checkpoint.uri}/{PARITY_FILE}: not a parity reference: {error!r}; restore it"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,6 @@ class ParityReport:
 
     mean: float
     max: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +157,7 @@ def check_parity(
         reference: the trainer's.
         got: the engine's, in the same order and of the same lengths.
         tolerance: largest accepted mean absolute difference, in nats.
-        engine_name: names the engine in errors.
-        version: weight version that the engine should hold.
+        engine_name, version: the engine, and the weight version that it should hold.
 
     Raises:
         SyncError: the mean difference is above the tolerance, or not a number; it names the
@@ -169,23 +165,23 @@ def check_parity(
     """
     if [len(row) for row in got] != [len(row) for row in reference.logprobs]:
         raise SyncError(f"engine {engine_name}: scored other tokens than the parity probe's")
-    differences = [
-        (_difference(expected, value), row, position)
-        for row, (expecteds, values) in enumerate(zip(reference.logprobs, got, strict=True))
-        for position, (expected, value) in enumerate(zip(expecteds, values, strict=True), start=1)
-    ]
-    worst, row, position = max(differences)
-    mean = sum(difference for difference, _, _ in differences) / len(differences)
+    expected, found = np.concatenate(reference.logprobs), np.concatenate(got)
+    differences = np.abs(found - expected)
+    differences[np.isnan(differences)] = np.inf  # NaN would pass any comparison
+    mean, worst = float(differences.mean()), int(differences.argmax())
     if mean > tolerance:
+        tokens = [
+            (row, at) for row, ids in enumerate(reference.sequences) for at in range(1, len(ids))
+        ]
+        row, position = tokens[worst]
         raise SyncError(
             f"engine {engine_name} does not hold weight version {version}: its log-probabilities "
-            f"differ from the trainer's by {mean:.3g} nats in the mean and {worst:.3g} at most "
-            f"(tolerance of the mean: {tolerance:g}); the worst is token "
-            f"{reference.sequences[row][position]} at position {position} of probe sequence {row}: "
-            f"trainer {reference.logprobs[row][position - 1]:.4f}, "
-            f"engine {got[row][position - 1]:.4f}"
+            f"differ from the trainer's by {mean:.3g} nats in the mean and "
+            f"{differences[worst]:.3g} at most (tolerance of the mean: {tolerance:g}); the worst "
+            f"is token {reference.sequences[row][position]} at position {position} of probe "
+            f"sequence {row}: trainer {expected[worst]:.4f}, engine {found[worst]:.4f}"
         )
-    return ParityReport(mean, worst, len(differences))
+    return ParityReport(mean, float(differences[worst]))
 
 
 def check_moved(before: Probed, now: Probed, engine_name: str) -> None:
@@ -202,48 +198,34 @@ def check_moved(before: Probed, now: Probed, engine_name: str) -> None:
     Raises:
         SyncError: the share is too small; or the references have no sequence in common.
     """
-    moves, drift = _moves(before, now)
-    expected = math.fsum(u * u for u, _ in moves)
-    if expected <= _LEAST_MOVE**2 * drift:
-        return
-    share = math.fsum(u * v for u, v in moves) / expected
-    if share < _LEAST_SHARE:
-        raise SyncError(
-            f"engine {engine_name} does not hold weight version {now.version}: it still answers "
-            f"like version {before.version} (it has gone {share:.2f} of the way between the two, "
-            f"whose log-probabilities differ by {math.sqrt(expected / len(moves)):.3g} nats)"
-        )
-
-
-def _moves(before: Probed, now: Probed) -> tuple[list[tuple[float, float]], float]:
-    """What trainer and engine changed by, for each token that both versions' probes have.
-
-    And the sum of squares of the engine's differences from the trainer at the old version.
-    """
-    first = before.reference
-    old = dict(zip(first.sequences, zip(first.logprobs, before.got, strict=True), strict=True))
-    moves, drift = [], 0.0
-    for ids, logprobs, got in zip(
-        now.reference.sequences, now.reference.logprobs, now.got, strict=True
-    ):
-        if ids in old:
-            for old_trainer, old_engine, trainer, engine in zip(
-                *old[ids], logprobs, got, strict=True
-            ):
-                moves.append((trainer - old_trainer, engine - old_engine))
-                drift += (old_engine - old_trainer) ** 2
-    if not moves:
+    old, new = _by_sequence(before), _by_sequence(now)
+    common = [ids for ids in old if ids in new]
+    if not common:
         raise SyncError(
             f"the parity references of weight versions {before.version} and {now.version} have no "
             "sequence in common, so an engine that kept the old one would not be found out: they "
             "are not of one run"
         )
-    return moves, drift
+    first, second = (np.concatenate([of[ids] for ids in common], axis=1) for of in (old, new))
+    trainer_move, engine_move = second - first
+    drift = first[1] - first[0]
+    expected = trainer_move @ trainer_move
+    if expected <= _LEAST_MOVE**2 * (drift @ drift):
+        return
+    share = trainer_move @ engine_move / expected
+    if share < _LEAST_SHARE:
+        raise SyncError(
+            f"engine {engine_name} does not hold weight version {now.version}: it still answers "
+            f"like version {before.version} (it has gone {share:.2f} of the way between the two, "
+            f"whose log-probabilities differ by {math.sqrt(expected / len(drift)):.3g} nats)"
+        )
 
 
-def _difference(expected: float, value: float) -> float:
-    difference = abs(expected - value)
-    return math.inf if math.isnan(difference) else difference  # NaN would pass any comparison
+def _by_sequence(probed: Probed) -> dict[tuple[int, ...], NDArray[np.float64]]:
+    """For each sequence of the probe, [2, tokens]: log-probabilities of trainer and engine."""
+    reference = probed.reference
+    rows = zip(reference.sequences, reference.logprobs, probed.got, strict=True)
+    return {ids: np.array([trainer, engine]) for ids, trainer, engine in rows}
 
 
 def engine_logprobs(
@@ -260,9 +242,9 @@ def engine_logprobs(
     if engine.has_unfinished_requests():
         raise SyncError("the parity probe needs an engine without requests under way")
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    order = [f"parity-{uuid.uuid4().hex}" for _ in sequences]
-    for request_id, ids in zip(order, sequences, strict=True):
-        engine.add_request(request_id, tokens_input(list(ids)), params)
+    requests = {f"parity-{uuid.uuid4().hex}": tokens_input(list(ids)) for ids in sequences}
+    for request_id, prompt in requests.items():
+        engine.add_request(request_id, prompt, params)
     scored: dict[str, tuple[float, ...]] = {}
     while engine.has_unfinished_requests():
         for output in engine.step():
@@ -271,7 +253,7 @@ def engine_logprobs(
                     output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True
                 )
                 scored[output.request_id] = tuple(at[token].logprob for token, at in positions)
-    return tuple(scored[request_id] for request_id in order)
+    return tuple(scored[request_id] for request_id in requests)
 
 
 def reference_logprobs(
@@ -297,13 +279,27 @@ def reference_logprobs(
         ).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model {model_path}: cannot be loaded: {error}") from error
+    return ParityReference(tuple(map(tuple, sequences)), sequence_logprobs(model, sequences))
+
+
+def sequence_logprobs(
+    model: Any, sequences: Sequence[Sequence[int]]
+) -> tuple[tuple[float, ...], ...]:
+    """Log-probabilities (nats) of each token after a sequence's first, by a Hugging Face model.
+
+    Under ZeRO-3 every rank has to call this: each forward gathers the weights from all of them.
+    """
+    import torch
+
+    device = next(model.parameters()).device
     rows = []
-    with torch.inference_mode():
-        for ids in sequences:
-            tokens = torch.tensor([ids])
-            logprobs = model(tokens).logits[0, :-1].float().log_softmax(-1)
-            rows.append(tuple(logprobs.gather(1, tokens[0, 1:, None])[:, 0].tolist()))
-    return ParityReference(tuple(map(tuple, sequences)), tuple(rows))
+    for sequence in sequences:
+        ids = torch.tensor([sequence], dtype=torch.int64, device=device)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+        logprobs = torch.log_softmax(logits[0, :-1].float(), dim=-1)
+        rows.append(tuple(logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()))
+    return tuple(rows)
 
 
 def reference_in_task(

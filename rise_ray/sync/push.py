@@ -1,15 +1,14 @@
 """vLLM's own GPU backends, `nccl` and `ipc`: the trainer's side pushes, the engines receive.
 
-A `WeightSender` loads the checkpoint onto its GPU and lets vLLM's trainer-side engine drive
-rollout workers through `rise_ray.sync.receiver.WeightReceiver`'s methods. With `nccl` one sender
-serves all workers and joins a communicator with them for the time of one sync, so that the pool
-may change between syncs. With `ipc` every worker has a sender of its own, which must see the same
-GPU (`rise_ray.sync.receiver.beside`). Neither checks a manifest: the parity probe after it does.
+`push` loads the checkpoint onto its GPU and lets vLLM's trainer-side engine drive rollout workers
+through `rise_ray.sync.receiver.WeightReceiver`'s methods. With `nccl` one task serves all workers
+and joins a communicator with them for the time of one sync, so that the pool may change between
+syncs. With `ipc` every worker has a task of its own, which must see the same GPU
+(`WeightReceiver.place`). Neither checks a manifest: the parity probe after it does.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -25,7 +24,6 @@ from vllm.distributed.weight_transfer.base import TrainerInitInfo, WeightTransfe
 from vllm.utils.network_utils import get_ip, get_open_port
 
 from rise_ray.models.locate import model_folder
-from rise_ray.sync.buckets import SyncReport
 from rise_ray.sync.source import Checkpoint
 
 
@@ -77,54 +75,41 @@ class EngineClient(RayVLLMWeightSyncClient):
         ray.get(calls)
 
 
-class WeightSender:
-    """Pushes one checkpoint from a GPU to rollout workers."""
+def push(
+    checkpoint_uri: str,
+    version: int,
+    bucket_bytes: int,
+    workers: Sequence[Any],
+    backend: Literal["nccl", "ipc"],
+    engine_processes: int,
+) -> None:
+    """Bring rollout workers to a checkpoint, from a process with a GPU.
 
-    def __init__(self, checkpoint: str, version: int, bucket_bytes: int) -> None:
-        self._checkpoint = Checkpoint(model_folder(checkpoint))
-        self._version = version
-        # vLLM's staging buffers take whole tensors only.
-        largest = max(tensor.nbytes for tensor in self._checkpoint.tensors)
-        self._buffer_bytes = max(bucket_bytes, largest)
+    Args:
+        checkpoint_uri: a folder, URI or hub name.
+        version: of the weights in it.
+        bucket_bytes: size of a staging buffer, unless the largest tensor needs more.
+        workers: handles of actors that are `WeightReceiver`s; with `ipc` exactly one.
+        backend: the one the workers' engines were made with.
+        engine_processes: GPU processes of each engine (tensor times pipeline parallelism).
+    """
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    def send(
-        self, workers: Sequence[Any], backend: Literal["nccl", "ipc"], engine_processes: int
-    ) -> SyncReport:
-        """Bring workers to this version.
-
-        Args:
-            workers: handles of actors that are `WeightReceiver`s; with `ipc` exactly one.
-            backend: the one the workers' engines were made with.
-            engine_processes: GPU processes of each engine (tensor times pipeline parallelism).
-        """
-        started = time.monotonic()
-        client = EngineClient(workers, engine_processes)
-        engine = WeightTransferTrainerFactory.trainer_init(
-            self._init_info(backend, 1 + len(workers) * engine_processes),
-            client=client,
-            source=CheckpointSource(self._checkpoint, "cuda"),
-        )
-        engine.send_weights()
-        engine.shutdown()
-        client.shutdown_weight_transfer_engine()
-        ray.get([worker.commit_weight_version.remote(self._version) for worker in workers])
-        nbytes = sum(tensor.nbytes for tensor in self._checkpoint.tensors)
-        seconds = time.monotonic() - started
-        return SyncReport(self._version, len(self._checkpoint.tensors), 1, nbytes, seconds)
-
-    def _init_info(self, backend: Literal["nccl", "ipc"], world_size: int) -> TrainerInitInfo:
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        if backend == "ipc":
-            return IPCTrainerInitInfo(
-                packed=True, packed_buffer_size_bytes=self._buffer_bytes, rank=0
-            )
-        return NCCLTrainerInitInfo(
-            master_address=get_ip(),
-            master_port=get_open_port(),
-            world_size=world_size,
-            packed=True,
-            packed_buffer_size_bytes=self._buffer_bytes,
-            rank=0,
-        )
+    checkpoint = Checkpoint(model_folder(checkpoint_uri))
+    # vLLM's staging buffers take whole tensors only.
+    buffer_bytes = max(bucket_bytes, *(tensor.nbytes for tensor in checkpoint.tensors))
+    settings: dict[str, Any] = {"packed": True, "packed_buffer_size_bytes": buffer_bytes, "rank": 0}
+    if backend == "ipc":
+        info: TrainerInitInfo = IPCTrainerInitInfo(**settings)
+    else:
+        settings |= {"master_address": get_ip(), "master_port": get_open_port()}
+        info = NCCLTrainerInitInfo(world_size=1 + len(workers) * engine_processes, **settings)
+    client = EngineClient(workers, engine_processes)
+    engine = WeightTransferTrainerFactory.trainer_init(
+        info, client=client, source=CheckpointSource(checkpoint, "cuda")
+    )
+    engine.send_weights()
+    engine.shutdown()
+    client.shutdown_weight_transfer_engine()
+    ray.get([worker.commit_weight_version.remote(version) for worker in workers])

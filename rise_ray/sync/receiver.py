@@ -1,16 +1,13 @@
 """The rollout worker's side of a sync: its engine pulls buckets, or is pushed to by vLLM's own.
 
-Everything but `push_weights` runs in the worker. That one is the task that pushes, apart from
-`rise_ray.sync.push` because the driver imports this and must not import vLLM.
+Everything but `push_weights` runs in the worker.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -54,18 +51,16 @@ def update_engine(engine: LLMEngine, manifest: Manifest, buckets: Iterable[Bucke
         raise SyncError(
             f"weight version {manifest.version}: the engine still has requests under way"
         )
-    started = time.monotonic()
     count = nbytes = 0
-    _call(engine, manifest.version, "init_weight_transfer_engine", init_info=manifest.to_info())
+    _call(engine, manifest.version, "init_weight_transfer_engine", init_info={"manifest": manifest})
     _call(engine, manifest.version, "start_weight_update")
     for bucket in buckets:
-        _call(engine, manifest.version, "update_weights", update_info=bucket.to_info())
+        _call(engine, manifest.version, "update_weights", update_info={"bucket": bucket})
         count += 1
         nbytes += bucket.payload.nbytes
     _call(engine, manifest.version, "finish_weight_update")
     commit_version(engine, manifest.version)
-    seconds = time.monotonic() - started
-    return SyncReport(manifest.version, len(manifest.tensors), count, nbytes, seconds)
+    return SyncReport(len(manifest.tensors), count, nbytes)
 
 
 def commit_version(engine: LLMEngine, version: int) -> None:
@@ -91,14 +86,6 @@ def _call(engine: LLMEngine, version: int, method: str, **kwargs: Any) -> None:
         raise SyncError(f"weight version {version}: {method} failed: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class EnginePlace:
-    """Where an engine runs: Ray's id of the node, and the GPUs it sees, None if all of them."""
-
-    node: str
-    visible_devices: str | None
-
-
 class WeightReceiver:
     """The calls that vLLM's Ray client makes on a rollout worker: to be mixed into its actor.
 
@@ -108,10 +95,21 @@ class WeightReceiver:
 
     engine: LLMEngine
 
-    def place(self) -> EnginePlace:
-        """Where a sender has to be that shares this worker's GPU."""
+    def place(self) -> dict[str, Any]:
+        """Ray's options for a task on this worker's GPU, as CUDA's shared memory handles need it.
+
+        Ray gives no second process a GPU that the worker has whole: so the task asks for none, and
+        is shown the worker's. It holds two buffers of `sync.bucket_bytes` there for a moment.
+        """
         node = ray.get_runtime_context().get_node_id()
-        return EnginePlace(node, os.environ.get(_VISIBLE_DEVICES))
+        seen = os.environ.get(_VISIBLE_DEVICES)
+        # With the second variable, Ray hides no GPU from a task that asked for none.
+        shown = {} if seen is None else {_VISIBLE_DEVICES: seen}
+        return {
+            "num_gpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            "runtime_env": {"env_vars": {**shown, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+        }
 
     def init_weight_transfer_engine(self, request: WeightTransferInitRequest) -> None:
         """Join the sender."""
@@ -139,33 +137,8 @@ class WeightReceiver:
         commit_version(self.engine, version)
 
 
-def beside(place: EnginePlace) -> dict[str, Any]:
-    """Ray's options for a task on a worker's own GPU, as CUDA's shared memory handles need it.
+def push_weights(*arguments: Any) -> None:
+    """`rise_ray.sync.push.push` as a Ray task: the driver calls this, and must not import vLLM."""
+    from rise_ray.sync.push import push
 
-    Ray gives no second process a GPU that the worker has whole: so the task asks for none, and is
-    shown the worker's. What it holds there for a moment are two buffers of `sync.bucket_bytes`.
-    """
-    seen = place.visible_devices
-    # With the second variable, Ray hides no GPU from a task that asked for none.
-    shown = {} if seen is None else {_VISIBLE_DEVICES: seen}
-    return {
-        "num_gpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node, soft=False),
-        "runtime_env": {"env_vars": {**shown, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
-    }
-
-
-def push_weights(
-    checkpoint_uri: str,
-    version: int,
-    bucket_bytes: int,
-    workers: Sequence[Any],
-    backend: Literal["nccl", "ipc"],
-    engine_processes: int,
-) -> SyncReport:
-    """Bring workers to a checkpoint; to be run as a Ray task on a GPU (see `WeightSender.send`)."""
-    from rise_ray.sync.push import WeightSender
-
-    return WeightSender(checkpoint_uri, version, bucket_bytes).send(
-        workers, backend, engine_processes
-    )
+    push(*arguments)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,27 +24,12 @@ from ray.exceptions import GetTimeoutError, RayError
 from rise_ray.cluster.connection import this_node
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import model_folder
-from rise_ray.sync.buckets import Bucket, Manifest, TensorSpec, fill_bucket, plan_buckets
+from rise_ray.sync.buckets import DTYPES, Bucket, Manifest, TensorSpec, fill_bucket, plan_buckets
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 RESIDENT_BUCKETS = 2
 """Buckets a server keeps in the object store: one being loaded, one ready."""
-
-_TORCH_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 
 
 class Checkpoint:
@@ -58,41 +42,32 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._data: dict[str, NDArray[np.uint8]] = {}
-        tensors: list[TensorSpec] = []
-        for file, wanted in _weight_files(folder).items():
-            found = _read_header(folder / file)
-            absent = sorted((wanted or set()) - {tensor.name for tensor, _ in found})
-            if absent:
-                raise ModelError(f"{folder / file}: lacks `{absent[0]}`, which the index names")
-            for tensor, data in found:
-                if wanted is None or tensor.name in wanted:
-                    tensors.append(tensor)
-                    self._data[tensor.name] = data
-        self.tensors = tuple(tensors)
+        index = folder / INDEX_FILE
+        file_of = _read_index(index) if index.exists() else None
+        self._found: dict[str, tuple[TensorSpec, NDArray[np.uint8]]] = {}
+        for file in [SINGLE_FILE] if file_of is None else sorted(set(file_of.values())):
+            for tensor, data in _read_tensors(folder / file):
+                if file_of is None or file_of.get(tensor.name) == file:
+                    self._found[tensor.name] = tensor, data
+        for name, file in (file_of or {}).items():
+            if name not in self._found:
+                raise ModelError(f"{folder / file}: lacks `{name}`, which the index names")
+        self.tensors = tuple(tensor for tensor, _ in self._found.values())
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """A tensor's raw bytes, memory-mapped."""
-        return self._data[name]
+        return self._found[name][1]
 
 
-def _weight_files(folder: Path) -> dict[str, set[str] | None]:
-    """File names, each with the tensors the index takes from it; None: all."""
-    if not (folder / INDEX_FILE).exists():
-        return {SINGLE_FILE: None}
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor, by its name."""
     try:
-        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        return dict(json.loads(path.read_text())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / INDEX_FILE}: not a safetensors index: {error!r}") from error
-    files: dict[str, set[str] | None] = {file: set() for file in sorted(set(weight_map.values()))}
-    for name, file in weight_map.items():
-        wanted = files[file]
-        assert wanted is not None  # only a folder without an index takes whole files
-        wanted.add(name)
-    return files
+        raise ModelError(f"{path}: not a safetensors index: {error!r}") from error
 
 
-def _read_header(path: Path) -> list[tuple[TensorSpec, NDArray[np.uint8]]]:
+def _read_tensors(path: Path) -> list[tuple[TensorSpec, NDArray[np.uint8]]]:
     """The tensors of one safetensors file, in the order of their bytes.
 
     The format: 8 bytes little-endian header length, a JSON header with each tensor's dtype,
@@ -115,7 +90,7 @@ def _locate(
     name: str, entry: dict[str, Any], content: NDArray[np.uint8]
 ) -> tuple[TensorSpec, NDArray[np.uint8]]:
     begin, end = entry["data_offsets"]
-    spec = TensorSpec(name, _TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    spec = TensorSpec(name, DTYPES[entry["dtype"]][0], tuple(entry["shape"]))
     if end - begin != spec.nbytes or not 0 <= begin <= end <= len(content):
         raise ValueError(f"the byte range of {spec} does not fit")
     return spec, content[begin:end]
@@ -134,8 +109,7 @@ class WeightServer:
         self._checkpoint = Checkpoint(model_folder(checkpoint))
         self._manifest = Manifest(version, self._checkpoint.tensors)
         self._plan = plan_buckets(self._checkpoint.tensors, bucket_bytes)
-        self._resident: OrderedDict[int, ray.ObjectRef] = OrderedDict()
-        self._reads = 0
+        self._resident: dict[int, ray.ObjectRef] = {}
 
     def manifest(self) -> tuple[Manifest, int]:
         """What the version consists of, and in how many buckets it comes."""
@@ -144,29 +118,19 @@ class WeightServer:
     def bucket(self, index: int) -> list[ray.ObjectRef]:
         """The reference of a bucket, in a list so that Ray hands it on unresolved."""
         if index not in self._resident:
-            while len(self._resident) >= RESIDENT_BUCKETS:
-                self._resident.popitem(last=False)
-            self._resident[index] = ray.put(
-                fill_bucket(index, self._plan[index], self._checkpoint.read)
-            )
-            self._reads += 1
+            if len(self._resident) == RESIDENT_BUCKETS:
+                del self._resident[next(iter(self._resident))]
+            bucket = fill_bucket(index, self._plan[index], self._checkpoint.read)
+            self._resident[index] = ray.put(bucket)
         return [self._resident[index]]
-
-    def reads(self) -> int:
-        """Buckets read from the checkpoint so far: equal to the plan's if every one was shared."""
-        return self._reads
-
-
-WeightServerActor = ray.remote(num_cpus=0)(WeightServer)
-"""`WeightServer` as an actor; see `start_weight_server`."""
 
 
 def start_weight_server(checkpoint: str, version: int, bucket_bytes: int) -> Any:
-    """A `WeightServerActor` on the caller's node, which no other node's loss ends.
+    """A `WeightServer` as an actor on the caller's node, which no other node's loss ends.
 
     It owns the buckets: keep its handle until every engine is done.
     """
-    server = WeightServerActor.options(scheduling_strategy=this_node())
+    server = ray.remote(WeightServer).options(num_cpus=0, scheduling_strategy=this_node())
     return server.remote(checkpoint, version, bucket_bytes)
 
 
@@ -181,25 +145,24 @@ def pull(server: Any, deadline_s: float) -> tuple[Manifest, Iterator[Bucket]]:
         SyncError: the deadline passed or the server died (also while iterating).
     """
     deadline = time.monotonic() + deadline_s
-    manifest, count = _get(server.manifest.remote(), deadline, deadline_s)
-    return manifest, _buckets(server, count, deadline, deadline_s)
 
+    def wait_for(reference: Any) -> Any:
+        try:
+            return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+        except GetTimeoutError as error:
+            raise SyncError(
+                f"the weights did not arrive within {deadline_s:g} s (`sync.deadline_s`)"
+            ) from error
+        except RayError as error:
+            raise SyncError(f"the weight server failed: {error}") from error
 
-def _buckets(server: Any, count: int, deadline: float, deadline_s: float) -> Iterator[Bucket]:
-    upcoming = [server.bucket.remote(index) for index in range(min(1, count))]
-    for index in range(count):
-        (reference,) = _get(upcoming.pop(), deadline, deadline_s)
-        if index + 1 < count:
-            upcoming.append(server.bucket.remote(index + 1))
-        yield _get(reference, deadline, deadline_s)
+    def buckets() -> Iterator[Bucket]:
+        upcoming = [server.bucket.remote(index) for index in range(min(1, count))]
+        for index in range(count):
+            (reference,) = wait_for(upcoming.pop())
+            if index + 1 < count:
+                upcoming.append(server.bucket.remote(index + 1))
+            yield wait_for(reference)
 
-
-def _get(reference: Any, deadline: float, deadline_s: float) -> Any:
-    try:
-        return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
-    except GetTimeoutError as error:
-        raise SyncError(
-            f"the weights did not arrive within {deadline_s:g} s (`sync.deadline_s`)"
-        ) from error
-    except RayError as error:
-        raise SyncError(f"the weight server failed: {error}") from error
+    manifest, count = wait_for(server.manifest.remote())
+    return manifest, buckets()

@@ -6,7 +6,6 @@ the trainer: after weights were sent to an engine, the engine has to find the sa
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rise_ray.models.locate import locate_model
 from rise_ray.store.files import Folder
-from rise_ray.sync.parity import PARITY_FILE, SCHEMA_VERSION
-from rise_ray.train.engine import model_source
+from rise_ray.sync.parity import ParityReference, sequence_logprobs
 from rise_ray.train.job import TrainJob, WorkerTask
 
 
@@ -30,21 +29,19 @@ def export_checkpoint(model: Any, task: WorkerTask, seconds: float) -> None:
 
     Raises:
         StoreError: the output folder cannot be written.
+        SyncError: the weights give a log-probability that is not finite; nothing is written.
     """
-    dtype = torch.bfloat16 if task.dtype == "bfloat16" else torch.float32
+    dtype = getattr(torch, task.dtype)
+    sequences = task.job.parity_sequences
     model.eval()
     weights = gather_weights(model, dtype)
-    logprobs = sequence_logprobs(model, task.job.parity_sequences, dtype)
+    with torch.autocast(model.device.type, dtype, enabled=dtype != model.dtype):
+        logprobs = sequence_logprobs(model, sequences)
     if dist.get_rank() != 0:
         return
     with tempfile.TemporaryDirectory() as path:
+        ParityReference(sequences, logprobs).save(Folder(path))
         _write_model(Path(path), model, weights, dtype, task.job)
-        parity = {
-            "schema_version": SCHEMA_VERSION,
-            "sequences": task.job.parity_sequences,
-            "logprobs": logprobs,
-        }
-        (Path(path) / PARITY_FILE).write_text(json.dumps(parity))
         (Path(path) / "README.md").write_text(model_card(task, seconds))
         Folder(task.job.output).upload(Path(path))
 
@@ -72,25 +69,6 @@ def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return gathered
 
 
-def sequence_logprobs(
-    model: Any, sequences: tuple[tuple[int, ...], ...], dtype: torch.dtype
-) -> list[list[float]]:
-    """Log-probabilities (nats) of each token after a sequence's first, given those before it.
-
-    Under ZeRO-3 every rank has to call this: each forward gathers the weights from all of them.
-    """
-    device = next(model.parameters()).device
-    rounded = torch.autocast(device.type, dtype, enabled=dtype != model.dtype)
-    found = []
-    for sequence in sequences:
-        ids = torch.tensor([sequence], dtype=torch.int64, device=device)
-        with torch.no_grad(), rounded:
-            logits = model(input_ids=ids, use_cache=False).logits
-        logprobs = torch.log_softmax(logits[0, :-1].float(), dim=-1)
-        found.append(logprobs.gather(1, ids[0, 1:, None]).squeeze(1).tolist())
-    return found
-
-
 def _write_model(
     path: Path, model: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype, job: TrainJob
 ) -> None:
@@ -101,7 +79,7 @@ def _write_model(
     model.config.dtype = dtype  # save_pretrained puts down what the model was trained in
     model.config.save_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(
-        model_source(job.base), trust_remote_code=job.trust_remote_code
+        locate_model(job.base), trust_remote_code=job.trust_remote_code
     )
     tokenizer.chat_template = job.chat_template
     tokenizer.save_pretrained(path)

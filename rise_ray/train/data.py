@@ -42,31 +42,25 @@ class PackedRows(Datasource):
         self._plan = plan
         self._share = share
 
-    def estimate_inmemory_data_size(self) -> int | None:
+    def estimate_inmemory_data_size(self) -> int:
         """Bytes of all rows of this rank."""
-        steps = self._plan.steps - self._share.first_step
-        return steps * self._share.rows_per_step(self._plan) * self._bytes_per_row()
+        return sum(task.metadata.size_bytes for task in self.get_read_tasks(1))
 
     def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:
         """A task for each run of parts of which this rank needs rows, and one for padding."""
-        work = self.work()
-        tasks = []
+        work, plan, tasks = self.work(), self._plan, []
         for at in range(0, len(work), PARTS_PER_TASK):
             group = work[at : at + PARTS_PER_TASK]
             # A closure over what the task needs, not over the plan of the whole run.
             read = functools.partial(
-                _read_rows,
-                self._folder,
-                self._manifest,
-                group,
-                self._plan.row_tokens,
-                self._plan.trees,
+                _read_rows, self._folder, self._manifest, group, plan.row_tokens, plan.trees
             )
             tasks.append(self._task(read, sum(len(wanted) for _, wanted in group)))
-        padding = self._padding()
+        missing = plan.steps * plan.rows_per_step - plan.rows
+        padding = len(self._share.select(plan, plan.rows, missing))
         if padding:
-            blocks = functools.partial(_padding_blocks, padding, self._plan.row_tokens)
-            tasks.append(self._task(blocks, padding))
+            read = functools.partial(_padding_rows, padding, plan.row_tokens)
+            tasks.append(self._task(read, padding))
         return tasks
 
     def work(self) -> list[tuple[PartRows, list[int]]]:
@@ -77,21 +71,9 @@ class PackedRows(Datasource):
         )
         return [(rows, wanted) for rows, wanted in selected if wanted]
 
-    def _padding(self) -> int:
-        missing = self._plan.steps * self._plan.rows_per_step - self._plan.rows
-        return len(self._share.select(self._plan, self._plan.rows, missing))
-
     def _task(self, read: functools.partial[Iterator[pa.Table]], rows: int) -> ReadTask:
-        metadata = BlockMetadata(
-            num_rows=rows,
-            size_bytes=rows * self._bytes_per_row(),
-            input_files=None,
-            exec_stats=None,
-        )
-        return ReadTask(read, metadata)
-
-    def _bytes_per_row(self) -> int:
-        return 4 * len(COLUMNS) * self._plan.row_tokens
+        size_bytes = rows * 4 * len(COLUMNS) * self._plan.row_tokens
+        return ReadTask(read, BlockMetadata(rows, size_bytes, exec_stats=None))
 
 
 def stream_rows(
@@ -138,7 +120,7 @@ def _read_rows(
         yield _block(fill_rows(table, rows, wanted, row_tokens, manifest.mean_weight, trees))
 
 
-def _padding_blocks(rows: int, row_tokens: int) -> Iterator[pa.Table]:
+def _padding_rows(rows: int, row_tokens: int) -> Iterator[pa.Table]:
     yield _block(empty_rows(rows, row_tokens))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rise_ray.config.settings import TrainConfig
 from rise_ray.errors import ConfigError
+from rise_ray.models.locate import resolve_dtype
 
 # What rise-ray's own settings decide, or what the packing plan's batches rest on.
 _OURS = {
@@ -32,11 +32,6 @@ _ZERO3_ON_CPU = {
 }
 
 
-def uses_bfloat16(config: TrainConfig) -> bool:
-    """Whether `precision` means bfloat16 on the workers' devices."""
-    return config.precision == "bfloat16" or (config.precision == "auto" and config.num_gpus > 0)
-
-
 def checkpoint_dtype(
     config: TrainConfig, setting: Literal["auto", "float32", "bfloat16"]
 ) -> Literal["float32", "bfloat16"]:
@@ -45,21 +40,13 @@ def checkpoint_dtype(
     Raises:
         ConfigError: it would pretend to more precision than was trained in.
     """
-    trained: Literal["float32", "bfloat16"] = "bfloat16" if uses_bfloat16(config) else "float32"
-    if setting == "auto":
-        return trained
+    trained = resolve_dtype(config.precision, config.num_gpus)
     if setting == "float32" and trained == "bfloat16":
         raise ConfigError(
             "`model.dtype` is float32, but training is in bfloat16: "
             "set `train.precision=float32` or `model.dtype=bfloat16`"
         )
-    return setting
-
-
-def passes_per_step(config: TrainConfig) -> int:
-    """Forward passes of a rank in one optimizer step (gradient accumulation)."""
-    rows = config.batch_tokens // config.row_tokens
-    return rows // (config.workers * config.rows_per_pass)
+    return trained if setting == "auto" else setting
 
 
 def batch_sizes(rows_per_step: int, rows_per_pass: int, workers: int) -> dict[str, int]:
@@ -83,8 +70,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     merged = _base(config)
     if config.deepspeed_file is not None:
         source = f"`train.deepspeed_file` {config.deepspeed_file}"
-        merged = _merge(merged, _checked(_read(config.deepspeed_file), merged, source))
-    return _merge(merged, _checked(config.deepspeed, merged, "`train.deepspeed`"))
+        merged = _merge_theirs(merged, _read(config.deepspeed_file, source), source)
+    return _merge_theirs(merged, config.deepspeed, "`train.deepspeed`")
 
 
 def _base(config: TrainConfig) -> dict[str, Any]:
@@ -93,7 +80,7 @@ def _base(config: TrainConfig) -> dict[str, Any]:
     return {
         **batch_sizes(rows, config.rows_per_pass, config.workers),
         "gradient_clipping": config.grad_clip,
-        "bf16": {"enabled": uses_bfloat16(config)},
+        "bf16": {"enabled": resolve_dtype(config.precision, config.num_gpus) == "bfloat16"},
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -110,45 +97,35 @@ def _base(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str, source: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"`train.deepspeed_file` {path}: cannot be read: {error}") from error
+        raise ConfigError(f"{source}: cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"`train.deepspeed_file` {path}: must hold a JSON object")
+        raise ConfigError(f"{source}: must hold a JSON object")
     return content
 
 
-def _checked(theirs: Mapping[str, Any], ours: Mapping[str, Any], source: str) -> dict[str, Any]:
-    theirs = _without_auto(theirs)
+def _merge_theirs(ours: dict[str, Any], theirs: dict[str, Any], source: str) -> dict[str, Any]:
     for key, setting in _OURS.items():
         wanted = _get(theirs, key)
-        if wanted is not None and wanted != (_get(ours, key) or False):
+        if wanted not in (None, "auto") and wanted != (_get(ours, key) or False):
             raise ConfigError(f"{source}: `{key}` is {wanted!r}; it is set by {setting}")
-    return theirs
+    return _merge(ours, theirs)
 
 
-def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_auto(value) if isinstance(value, Mapping) else value
-        for key, value in tree.items()
-        if value != "auto"
-    }
-
-
-def _get(tree: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = tree
+def _get(tree: Any, dotted: str) -> Any:
     for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
+def _merge(under: Any, over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under) if isinstance(under, dict) else {}
     for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            value = _merge(below, value)
-        merged[key] = value
+        if isinstance(value, dict):
+            merged[key] = _merge(merged.get(key), value)
+        elif value != "auto":
+            merged[key] = value
     return merged

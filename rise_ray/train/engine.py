@@ -6,14 +6,12 @@ import logging
 import math
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rise_ray.errors import StoreError
-from rise_ray.store.files import Folder
-from rise_ray.train.deepspeed_config import uses_bfloat16
+from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.train.job import STATE_VERSION, TrainJob
 from rise_ray.train.loss import WeightedLoss, check_trees
 from rise_ray.train.packing import PackingPlan
@@ -35,8 +33,8 @@ def start_engine(
     # Alive before from_pretrained, which then loads each weight straight into its partition.
     keep_alive = HfDeepSpeedConfig(deepspeed_config)
     model = AutoModelForCausalLM.from_pretrained(
-        model_source(job.base),
-        dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
+        locate_model(job.base),
+        dtype=getattr(torch, resolve_dtype(config.precision, config.num_gpus)),
         attn_implementation=config.attn_implementation,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
@@ -118,13 +116,6 @@ def load_state(engine: Any, path: str) -> dict[str, Any]:
             f"rise-ray reads {STATE_VERSION}; delete it to train from the start"
         )
     return dict(state)
-
-
-def model_source(base: str) -> str:
-    """A path or hub name for transformers: folders of other file systems are copied here."""
-    if "://" in base or Path(base).exists():
-        return str(Folder(base).localize())
-    return base
 
 
 def quiet_libraries() -> None:

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,7 @@ from rise_ray.store.examples import ExampleManifest, read_lengths, read_manifest
 from rise_ray.store.files import Folder
 from rise_ray.train.deepspeed_config import batch_sizes, checkpoint_dtype, deepspeed_config
 from rise_ray.train.job import STATE_VERSION, TrainJob, TrainResult, WorkerResult, WorkerTask
-from rise_ray.train.packing import (
-    ExampleTooLongError,
-    PackingPlan,
-    choose_layout,
-    plan_epochs,
-    plan_tokens,
-)
+from rise_ray.train.packing import PackingPlan, choose_layout, plan_epochs, plan_tokens
 
 if TYPE_CHECKING:
     from rise_ray.train.ray_train import StoppableTrainer
@@ -54,8 +48,8 @@ def train(job: TrainJob) -> TrainResult:
     each token after a sequence's first.
 
     Raises:
-        TrainError: no examples, one longer than a row, a loss that is not finite, too many steps
-            in a row whose gradient is not, or workers that failed more than `max_failures` times.
+        TrainError: an example longer than a row, a loss that is not finite, too many steps in a
+            row whose gradient is not, or workers that failed more than `max_failures` times.
         ConfigError: the DeepSpeed settings contradict the rest.
         StoreError: a folder cannot be read or written.
     """
@@ -68,9 +62,10 @@ def train(job: TrainJob) -> TrainResult:
     plan = _plan(job, folder, manifest)
     rows_per_pass = plan.rows_at_once(config.workers, config.rows_per_pass)
     deepspeed |= batch_sizes(plan.rows_per_step, rows_per_pass, config.workers)
-    result = _fit(WorkerTask(job, manifest, plan, rows_per_pass, deepspeed, dtype))
-    if not isinstance(result, WorkerResult):
-        raise TrainError(f"{job.name}: rank 0 returned no result")
+    task = WorkerTask(job, manifest, plan, rows_per_pass, deepspeed, dtype)
+    with _ray_train_settings(config):
+        result: WorkerResult = _fit(task)
+    Folder(job.storage).remove(_run_name(task))
     if result.error is not None:
         raise TrainError(f"{job.name}: {result.error}")
     tenth = max(1, plan.steps // 10)
@@ -93,6 +88,12 @@ def train(job: TrainJob) -> TrainResult:
 def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPlan:
     config = job.config
     lengths = read_lengths(folder, manifest)
+    for part, of in zip(manifest.parts, lengths, strict=True):
+        for index in (of.tokens > config.row_tokens).nonzero()[0]:
+            raise TrainError(
+                f"example {read_part(folder, part)['id'][index]} has {of.tokens[index]} tokens; "
+                f"a packed row holds `row_tokens` = {config.row_tokens}"
+            )
     choose = functools.partial(
         choose_layout,
         lengths,
@@ -103,13 +104,9 @@ def _plan(job: TrainJob, folder: Folder, manifest: ExampleManifest) -> PackingPl
     layout = choose(shared_prefixes=config.shared_prefixes)
     if layout.fill is not None and not _sees_all(job):
         layout = choose(shared_prefixes=False)
-    try:
-        if job.token_budget is not None:
-            return plan_tokens(lengths, layout, tokens=job.token_budget, seed=job.seed)
-        return plan_epochs(lengths, layout, epochs=config.epochs, seed=job.seed)
-    except ExampleTooLongError as error:
-        table = read_part(folder, manifest.parts[error.part])
-        raise TrainError(f"example {table['id'][error.index]}: {error}") from error
+    if job.token_budget is not None:
+        return plan_tokens(lengths, layout, tokens=job.token_budget, seed=job.seed)
+    return plan_epochs(lengths, layout, epochs=config.epochs, seed=job.seed)
 
 
 def _sees_all(job: TrainJob) -> bool:
@@ -133,25 +130,13 @@ def _sees_all(job: TrainJob) -> bool:
 def _fit(task: WorkerTask) -> Any:
     """Have the ranks do their task; what rank 0 returns.
 
-    Raises:
-        TrainError: workers were lost more than `max_failures` times, or so many of their starts.
-    """
-    import ray
-
-    storage, name = Folder(task.job.storage), _run_name(task)
-    with _ray_train_settings(task.job.config, nodes=len(ray.nodes())):
-        value = _fit_again_if_a_start_fails(task, storage, name)
-    storage.remove(name)
-    return value
-
-
-def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) -> Any:
-    """Run the training; what rank 0 returns.
-
     Ray Train restarts workers that were lost while they trained. Of workers that were lost while
     they started it forgets the placement group, and then gives up or waits for resources that the
     group holds: so the group is given back here, and the run taken up again. So is one that gives
     no sign of life any more, or whose controller was lost.
+
+    Raises:
+        TrainError: workers were lost more than `max_failures` times, or so many of their starts.
     """
     import ray.train
     from ray.exceptions import RayActorError
@@ -162,17 +147,17 @@ def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) ->
     deadline_s = job.config.progress_deadline_s
     for restarts_left in reversed(range(1 + job.config.max_failures)):
         before = set(_placement_groups())
-        trainer = _trainer(task, storage, name, heartbeat)
+        trainer = _trainer(task, heartbeat)
         waits = functools.partial(_waits_for_resources, before)
         try:
             with watched(heartbeat, deadline_s, waits, trainer.kill) as silent:
                 return trainer.fit().return_value
         except KeyboardInterrupt:  # `rise_ray.cluster.stop`
             trainer.abort()
-            _remove_placement_groups(_placement_groups().keys() - before)
+            _remove_placement_groups(before)
             raise
         except (ray.train.TrainingFailedError, RayActorError) as error:
-            _remove_placement_groups(_placement_groups().keys() - before)
+            _remove_placement_groups(before)
             silence = f"no sign of life for {deadline_s:g} s (`train.progress_deadline_s`)"
             reason = silence if silent.is_set() else _root_cause(error)
             lost = isinstance(error, ray.train.ControllerError | RayActorError)
@@ -182,13 +167,7 @@ def _fit_again_if_a_start_fails(task: WorkerTask, storage: Folder, name: str) ->
     raise AssertionError("the last round returns or raises")
 
 
-def _waits_for_resources(before: set[str]) -> bool:
-    """Whether a placement group that was not there before has not got its resources yet."""
-    groups = _placement_groups()
-    return any(groups[group_id] != "CREATED" for group_id in groups.keys() - before)
-
-
-def _placement_groups() -> dict[str, str]:
+def _placement_groups(besides: Collection[str] = ()) -> dict[str, str]:
     """The states of this job's placement groups that hold or await resources, by id."""
     import ray
     from ray.util import placement_group_table
@@ -197,25 +176,34 @@ def _placement_groups() -> dict[str, str]:
     return {
         group_id: group["state"]
         for group_id, group in placement_group_table().items()
-        if group_id.endswith(job_id) and group["state"] != "REMOVED"
+        if group_id.endswith(job_id) and group["state"] != "REMOVED" and group_id not in besides
     }
 
 
-def _remove_placement_groups(ids: Iterable[str]) -> None:
+def _waits_for_resources(before: Collection[str]) -> bool:
+    """Whether a placement group that was not there before has not got its resources yet."""
+    return any(state != "CREATED" for state in _placement_groups(before).values())
+
+
+def _remove_placement_groups(before: Collection[str]) -> None:
+    """Give back all placement groups that were not there before."""
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    for group_id in ids:
+    for group_id in _placement_groups(before):
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
-def _trainer(task: WorkerTask, storage: Folder, name: str, heartbeat: Any) -> StoppableTrainer:
+def _trainer(task: WorkerTask, heartbeat: Any) -> StoppableTrainer:
     import ray.train
 
     from rise_ray.train.loop import train_worker
     from rise_ray.train.ray_train import Rendezvous, StoppableTrainer
 
-    config = task.job.config
+    config, storage = task.job.config, Folder(task.job.storage)
+    resources = {"CPU": config.num_cpus, **config.resources}
+    if config.num_gpus:
+        resources["GPU"] = config.num_gpus
     return StoppableTrainer(
         train_worker,
         train_loop_config={"task": task, "heartbeat": heartbeat},
@@ -226,16 +214,16 @@ def _trainer(task: WorkerTask, storage: Folder, name: str, heartbeat: Any) -> St
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.num_gpus > 0,
-            resources_per_worker=_resources(config),
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            name=_run_name(task),
             storage_path=storage.path,
             storage_filesystem=storage.arrow(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(
                 max_failures=config.max_failures,
-                controller_failure_limit=0,  # see _fit_again_if_a_start_fails
+                controller_failure_limit=0,  # see _fit
             ),
         ),
     )
@@ -257,14 +245,11 @@ def _run_name(task: WorkerTask) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._=-]', '-', job.name)}-{digest[:12]}"
 
 
-def _resources(config: TrainConfig) -> dict[str, float]:
-    resources = {"CPU": config.num_cpus, **config.resources}
-    return resources | ({"GPU": config.num_gpus} if config.num_gpus else {})
-
-
 @contextlib.contextmanager
-def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
+def _ray_train_settings(config: TrainConfig) -> Iterator[None]:
     """Ray Train's settings that exist as environment variables of the driver only."""
+    import ray
+
     attempts = 1 + config.max_failures
     settings = {
         # The controller looks for the workers' end this often: 2 s by default, of every fit().
@@ -273,17 +258,16 @@ def _ray_train_settings(config: TrainConfig, nodes: int) -> Iterator[None]:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_deadline_s / attempts),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.step_deadline_s),
     }
-    if nodes == 1:
+    if len(ray.nodes()) == 1:
         # It watches for nodes about to be taken away: here, a process to start for nothing.
         settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update({n: v for n, v in settings.items() if before[n] is None})
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+        for name in ours:
+            del os.environ[name]
 
 
 def _root_cause(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import ray.train
@@ -107,17 +107,12 @@ class _Run:
 
     def steps(self) -> None:
         """Take all steps that are left."""
-        task = self.task
-        config = task.job.config
+        task, job = self.task, self.task.job
         share = Share(self._rank, self._world_size, self.step)
         passes = share.rows_per_step(task.plan) // task.rows_per_pass
+        examples, deadline_s = Folder(job.examples), job.config.step_deadline_s
         stream = stream_rows(
-            Folder(task.job.examples),
-            task.manifest,
-            task.plan,
-            share,
-            task.rows_per_pass,
-            config.step_deadline_s,
+            examples, task.manifest, task.plan, share, task.rows_per_pass, deadline_s
         )
         start = self._logged_at = time.monotonic()
         while self.step < task.plan.steps:
@@ -159,8 +154,9 @@ class _Run:
         self._skipped_in_a_row += 1
         most = self.task.job.config.max_skipped_steps
         if self._skipped_in_a_row > most:
-            what = f"the gradient is not finite, as in the {most} steps before it"
-            raise _NoUseToRepeatError(self._describe_failure(self.step - 1, what))
+            self._stop(
+                self.step - 1, f"the gradient is not finite, as in the {most} steps before it"
+            )
 
     def _sync(self) -> None:
         """Sum and check the losses, log, and save a state if rank 0 finds it due."""
@@ -196,10 +192,9 @@ class _Run:
         ):
             planned = int(self.task.plan.loss_tokens[step])
             if tokens != planned:
-                what = f"{int(tokens)} loss tokens arrived, {planned} were planned"
-                raise _NoUseToRepeatError(self._describe_failure(step, what))
+                self._stop(step, f"{int(tokens)} loss tokens arrived, {planned} were planned")
             if not math.isfinite(loss):
-                raise _NoUseToRepeatError(self._describe_failure(step, f"the loss is {loss}"))
+                self._stop(step, f"the loss is {loss}")
 
     def _log(self, now: float) -> None:
         if self.task.job.log is not None:
@@ -235,14 +230,14 @@ class _Run:
             )
         self._saved_at = time.monotonic()
 
-    def _describe_failure(self, step: int, what: str) -> str:
-        """The step and its examples, read again from the plan: no step pays for the names."""
+    def _stop(self, step: int, what: str) -> NoReturn:
+        """End the run with the step and its examples, read again: no step pays for the names."""
         task = self.task
         folder, examples = Folder(task.job.examples), task.plan.step_examples(step)
         tables = {part: read_part(folder, task.manifest.parts[part]) for part, _ in examples}
         names = [str(tables[part]["id"][index]) for part, index in examples]
         more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
-        return (
+        raise _NoUseToRepeatError(
             f"step {step} of {task.plan.steps}: {what}; nothing was written. Examples of the "
             f"step: {', '.join(names[:NAMED_EXAMPLES])}{more}"
         )

@@ -27,25 +27,26 @@ _Group = tuple[int, int, torch.Tensor]
 
 
 class WeightedLoss(nn.Module):
-    """A causal language model with the loss inside, as DeepSpeed's engine calls it."""
+    """A causal language model with the loss inside, as DeepSpeed's engine calls it.
+
+    Args:
+        model: of Hugging Face, with "sdpa", "eager" or "flex_attention".
+        trees: whether the rows hold trees.
+
+    Raises:
+        ModelError: the model's `forward` cannot compute the logits of chosen positions only.
+    """
 
     def __init__(self, model: nn.Module, trees: bool = False) -> None:
-        """Wrap a Hugging Face causal language model.
+        from transformers import AttentionInterface
 
-        Args:
-            model: with "sdpa" or "eager" attention, or "flex_attention".
-            trees: whether the rows hold trees.
-
-        Raises:
-            ModelError: its `forward` cannot compute the logits of chosen positions only.
-        """
         super().__init__()
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise ModelError(f"{type(model).__name__}: its forward() has no `logits_to_keep`")
         self.model = model
         self.trees = trees
         if trees and model.config._attn_implementation == "sdpa":
-            _register()
+            AttentionInterface.register(TREE_ATTENTION, _tree_attention)
             model.set_attn_implementation(TREE_ATTENTION)
 
     @property
@@ -153,12 +154,6 @@ def _block_mask(ends: torch.Tensor) -> Any:
         return (key <= query) & (query < ends[row, key]) | (key == query)
 
     return create_block_mask(seen, rows, None, tokens, tokens, device=ends.device)
-
-
-def _register() -> None:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(TREE_ATTENTION, _tree_attention)
 
 
 def _tree_attention(

@@ -2,6 +2,7 @@
 
 Fixed before training from the examples' lengths and a seed alone, so every rank knows every
 step's loss denominator without asking, and a restarted run goes on at any step. Needs only numpy.
+That no example is longer than a row is for the caller to see to.
 
 The plan is one stream of rows: epoch by epoch the parts in a random order, within a part the
 examples packed into rows, the rows in a random order. A step is the next `rows_per_step` rows;
@@ -24,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rise_ray.errors import TrainError
 from rise_ray.mdp import derive_seed
 from rise_ray.store.examples import PartLengths
 
@@ -32,21 +32,8 @@ IntArray = npt.NDArray[np.int64]
 
 _SAVES = 1.1  # trees are worth their mask from this many trained tokens a held one on
 _ROOM = 0.9  # whole trees fill rows so far, on average, without being squeezed out of them
-_OVER = (
-    1.25  # a tree this much longer than its row's share is cut, or steps would outgrow the batch
-)
-
-
-class ExampleTooLongError(TrainError):
-    """Example `index` of part `part` does not fit a row (the caller knows its id)."""
-
-    def __init__(self, part: int, index: int, tokens: int, row_tokens: int) -> None:
-        super().__init__(
-            f"example {index} of part {part} has {tokens} tokens; "
-            f"a packed row holds `row_tokens` = {row_tokens}"
-        )
-        self.part = part
-        self.index = index
+# A tree this much longer than its row's share is cut, or steps would outgrow the batch.
+_OVER = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +117,13 @@ class PackingPlan:
 
     def step_examples(self, step: int) -> list[tuple[int, int]]:
         """(part, index in the part) of every example of a step, row by row."""
-        first = step * self.rows_per_step
-        found = []
-        for rows in self.parts:
-            low = max(first, rows.first_row) - rows.first_row
-            high = min(first + self.rows_per_step, rows.first_row + rows.rows) - rows.first_row
-            for row in range(low, high):
-                found += [(rows.part, int(index)) for index in rows.examples(row)]
-        return found
+        return [
+            (rows.part, int(index))
+            for rows in self.parts
+            for row in range(rows.rows)
+            if (rows.first_row + row) // self.rows_per_step == step
+            for index in rows.examples(row)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +165,7 @@ def choose_layout(
     """
     separate = Layout(row_tokens, batch_tokens // row_tokens)
     tokens = sum(int(part.tokens.sum()) for part in lengths)
-    if not (shared_prefixes and tokens):
+    if not shared_prefixes:
         return separate
     longest_tree, layout, held = row_tokens, separate, tokens
     for _ in range(2):  # how long trees may be rests on what they save, and that on how long
@@ -195,12 +181,7 @@ def choose_layout(
 def plan_epochs(
     lengths: Sequence[PartLengths], layout: Layout, *, epochs: float, seed: int
 ) -> PackingPlan:
-    """The batches of `epochs` passes; of a last fraction, that share of the epoch's rows.
-
-    Raises:
-        TrainError: an example is longer than a row, or there is none.
-    """
-    _check(lengths, layout.row_tokens)
+    """The batches of `epochs` passes; of a last fraction, that share of the epoch's rows."""
     whole, fraction = int(epochs), epochs - int(epochs)
     parts: list[PartRows] = []
     for epoch in range(whole + (fraction > 0)):
@@ -218,11 +199,7 @@ def plan_tokens(
     """The batches of as many whole steps as come closest to `tokens` trained on, at least one.
 
     Goes through the data as often as it takes.
-
-    Raises:
-        TrainError: an example is longer than a row, or there is none.
     """
-    _check(lengths, layout.row_tokens)
     parts: list[PartRows] = []
     reached = np.zeros(0, np.int64)
     # Until a whole step lies beyond the target, to see which side is closer.
@@ -262,17 +239,12 @@ def pack(lengths: IntArray, row_tokens: int, rng: np.random.Generator) -> list[l
     return [rows[row] for row in rng.permutation(len(rows))]
 
 
-def spread(lengths: IntArray, fill: int, most: int, rng: np.random.Generator) -> list[list[int]]:
+def spread(
+    lengths: IntArray, fill: int, row_tokens: int, rng: np.random.Generator
+) -> list[list[int]]:
     """Assign trees to rows of about `fill` tokens each, as evenly as whole trees allow.
 
-    Args:
-        lengths: tokens of each tree, each at most `most`.
-        fill: tokens of a row on average.
-        most: length of a row.
-        rng: breaks ties, so that each epoch has other neighbours.
-
-    Returns:
-        The rows in random order, each a list of indices into `lengths`; every index occurs once.
+    Arguments and result are otherwise those of `pack`, with trees for examples.
     """
     shuffled = rng.permutation(len(lengths))
     longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
@@ -280,7 +252,7 @@ def spread(lengths: IntArray, fill: int, most: int, rng: np.random.Generator) ->
     emptiest = [(0, row) for row in range(len(rows))]
     for tree in longest_first.tolist():
         held, row = emptiest[0]
-        if held + int(lengths[tree]) > most:
+        if held + int(lengths[tree]) > row_tokens:
             heapq.heappush(emptiest, (int(lengths[tree]), len(rows)))
             rows.append([tree])
         else:
@@ -289,14 +261,12 @@ def spread(lengths: IntArray, fill: int, most: int, rng: np.random.Generator) ->
     return [rows[row] for row in rng.permutation(len(rows)) if rows[row]]
 
 
-def _trees(part: PartLengths, longest: int | None) -> tuple[IntArray, IntArray]:
+def _trees(part: PartLengths, longest: int) -> tuple[IntArray, IntArray]:
     """The first example of each of a part's trees, and the tokens that a tree takes.
 
     A tree goes on while examples share tokens with the one before and it is no longer than
-    `longest` tokens; None: every example is one of its own.
+    `longest` tokens.
     """
-    if longest is None:
-        return np.arange(len(part.tokens)), part.tokens
     first: list[int] = []
     held: list[int] = []
     each = zip(part.tokens.tolist(), part.shared_tokens.tolist(), strict=True)
@@ -316,8 +286,8 @@ def _epoch(
     for part in order.tolist():
         rng = np.random.default_rng(derive_seed(seed, "rows", epoch, part))
         if layout.fill is None:
-            first, held = _trees(lengths[part], None)
-            rows = pack(held, layout.row_tokens, rng)
+            first = np.arange(len(lengths[part].tokens))
+            rows = pack(lengths[part].tokens, layout.row_tokens, rng)
         else:
             first, held = _trees(lengths[part], layout.longest_tree)
             rows = spread(held, layout.fill, layout.row_tokens, rng)
@@ -359,11 +329,3 @@ def _truncate(parts: list[PartRows], rows: int) -> list[PartRows]:
         if len(ends):
             kept.append(PartRows(part.part, part.first_row, part.order[: ends[-1]], ends))
     return kept
-
-
-def _check(lengths: Sequence[PartLengths], row_tokens: int) -> None:
-    if not sum(len(part.tokens) for part in lengths):
-        raise TrainError("there are no examples to train on")
-    for number, part in enumerate(lengths):
-        for index in np.flatnonzero(part.tokens > row_tokens)[:1].tolist():
-            raise ExampleTooLongError(number, index, int(part.tokens[index]), row_tokens)

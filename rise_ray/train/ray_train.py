@@ -1,9 +1,4 @@
-"""What Ray Train does otherwise than a run needs: whom signals reach, and where ranks meet.
-
-Its trainer takes SIGINT over and waits without an end. Torch's store at rank 0's port, which it
-starts and has no setting for, listens on every network interface and lets anyone write: a training
-on one machine meets in a file instead.
-"""
+"""What Ray Train does otherwise than a run needs: whom signals reach, and where ranks meet."""
 
 from __future__ import annotations
 
@@ -64,7 +59,11 @@ class Rendezvous(TorchConfig):
 
 
 class Meeting(_TorchBackend):
-    """Starts the process group, without a listening store where that is possible."""
+    """Starts the process group, for ranks of one machine at a file.
+
+    Torch's store at rank 0's port, which Ray Train starts and has no setting for, listens on every
+    network interface and lets anyone write.
+    """
 
     def on_start(self, worker_group: Any, backend_config: Rendezvous) -> None:
         """Called by Ray Train in its controller, at the start and after each restart."""

@@ -78,8 +78,11 @@ def fill_rows(
         mean_weight: of the data set; every weight is divided by it.
         trees: whether tokens that examples share are laid out once.
     """
-    ids, starts = _flat(table, "input_ids")
-    spans, span_starts = _flat_spans(table)
+    tokens, starts = _lists(table, "input_ids")
+    ids = tokens.to_numpy()
+    values, span_starts = _lists(table, "spans")
+    columns = (values.field(name).to_pylist() for name in ("start", "end", "weight"))
+    spans = list(zip(*columns, strict=True))
     shared = rows.shared(table["shared_tokens"].to_numpy() * trees)
     wanted = list(wanted)
     batch = empty_rows(len(wanted), row_tokens)
@@ -106,16 +109,7 @@ def fill_rows(
     return batch
 
 
-def _flat(table: Any, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """A list column as its values and the offsets of each list in them."""
+def _lists(table: Any, name: str) -> tuple[Any, npt.NDArray[np.int32]]:
+    """A list column as the Arrow array of its values, and where each list starts in them."""
     lists = table.column(name).combine_chunks()
-    offsets = lists.offsets.to_numpy()
-    return lists.values.to_numpy(), offsets
-
-
-def _flat_spans(
-    table: Any,
-) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.int32]]:
-    lists = table.column("spans").combine_chunks()
-    columns = (lists.values.field(name).to_pylist() for name in ("start", "end", "weight"))
-    return list(zip(*columns, strict=True)), lists.offsets.to_numpy()
+    return lists.values, lists.offsets.to_numpy()

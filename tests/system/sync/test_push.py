@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from rise_ray.sync.parity import check_parity
-from rise_ray.sync.receiver import EnginePlace, WeightReceiver, beside
+from rise_ray.sync.receiver import WeightReceiver, push_weights
 from tests.system.sync.sync_harness import (
     BUCKET_BYTES,
     ENGINE_ENV,
@@ -97,15 +97,15 @@ def test_an_ipc_sender_is_on_the_workers_node_and_sees_its_gpu(ray_runtime: None
     )
     handle = worker.remote()
     place = ray.get(handle.place.remote())
-    assert place == EnginePlace(ray.get_runtime_context().get_node_id(), "3")
+    node = ray.get_runtime_context().get_node_id()
 
     def seen() -> tuple[str, str | None]:
         return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
-    sender = ray.remote(num_cpus=0, max_calls=1, **beside(place))(seen)
-    assert ray.get(sender.remote()) == (place.node, "3")
-    strategy = beside(place)["scheduling_strategy"]
-    assert (strategy.node_id, strategy.soft) == (place.node, False)
+    sender = ray.remote(num_cpus=0, max_calls=1, **place)(seen)
+    assert ray.get(sender.remote()) == (node, "3")
+    strategy = place["scheduling_strategy"]
+    assert (strategy.node_id, strategy.soft) == (node, False)
     ray.kill(handle)
 
 
@@ -116,14 +116,12 @@ def test_a_pushed_version_passes_the_parity_probe(
     models: dict[str, str], maker: Any, backend: str, engines: int, gpus: int, kind: str
 ) -> None:
     """`ipc` shares the engine's GPU; `nccl` needs one for the sender and one for each engine."""
-    from rise_ray.sync.push import WeightSender
-
     _require_gpus(gpus)
     old, new = models[f"{kind}a"], models[f"{kind}b"]
     hosts = [push_host(backend).options(num_gpus=1).remote(old) for _ in range(engines)]
-    options = beside(ray.get(hosts[0].place.remote())) if backend == "ipc" else {"num_gpus": 1}
-    sender = ray.remote(**options)(WeightSender).remote(new, 5, BUCKET_BYTES)
-    assert ray.get(sender.send.remote(hosts, backend, 1)).version == 5
+    options = ray.get(hosts[0].place.remote()) if backend == "ipc" else {"num_gpus": 1}
+    task = ray.remote(num_cpus=0, max_calls=1, **options)(push_weights)
+    ray.get(task.remote(new, 5, BUCKET_BYTES, hosts, backend, 1))
     reference = ray.get(maker.reference.remote(new, SEQUENCES))
     for host in hosts:
         check_parity(reference, ray.get(host.logprobs.remote(SEQUENCES)), 0.01, "pushed", 5)

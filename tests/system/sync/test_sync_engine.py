@@ -46,9 +46,8 @@ def test_a_synced_engine_equals_one_that_loaded_the_checkpoint(
 
     report = ray.get(engine.sync.remote(serve(models["b"], 7)))
     tensors = Checkpoint(Path(models["b"])).tensors
-    assert (report.version, report.tensors) == (7, len(tensors))
+    assert report.tensors == len(tensors)
     assert report.buckets == len(plan_buckets(tensors, BUCKET_BYTES)) > 2
-    print(f"sync of {report.nbytes} bytes in {report.buckets} buckets: {report.seconds:.3f} s")
 
     synced = ray.get(engine.logprobs.remote(SEQUENCES))
     assert largest_difference(synced, of_b.logprobs) < 1e-4
@@ -118,12 +117,18 @@ def test_engines_side_by_side_share_each_bucket_and_a_late_one_gets_them_all(
     models: dict[str, str],
 ) -> None:
     """A bucket is read once for engines in step, and again for one that comes later."""
+
+    def requested(index: int) -> ray.ObjectRef:
+        return ray.get(server.bucket.remote(index))[0]
+
     server = serve(models["a"], 1)
     manifest, count = ray.get(server.manifest.remote())
+    shared = []
     for index in range(count):
-        pair = [ray.get(server.bucket.remote(index))[0] for _ in range(2)]
-        assert pair[0] == pair[1]
-    assert ray.get(server.reads.remote()) == count
-    late = [ray.get(ray.get(server.bucket.remote(index))[0]) for index in range(count)]
-    assert [name for bucket in late for name in bucket.names] == [t.name for t in manifest.tensors]
-    assert ray.get(server.reads.remote()) == 2 * count
+        one, other = requested(index), requested(index)
+        assert one == other
+        shared.append(one)
+    late = [requested(index) for index in range(count)]
+    assert not set(shared) & set(late)
+    tensors = [tensor for bucket in ray.get(late) for tensor in bucket.tensors]
+    assert tensors == list(manifest.tensors)

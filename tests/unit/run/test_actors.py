@@ -63,5 +63,5 @@ def test_a_task_gets_what_the_workers_took_beyond_their_least(
 def test_a_stage_is_told_how_far_its_engines_were_from_the_trainer(actors: Actors) -> None:
     assert actors.drift() == {}
     pool: Any = actors._pool
-    pool.parity = {"rollout-0": ParityReport(0.01, 0.1, 9), "rollout-1": ParityReport(0.03, 0.2, 9)}
+    pool.parity = {"rollout-0": ParityReport(0.01, 0.1), "rollout-1": ParityReport(0.03, 0.2)}
     assert actors.drift() == {"parity_drift": {"mean": 0.02, "max": 0.2, "engines": 2}}

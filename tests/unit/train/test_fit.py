@@ -1,4 +1,7 @@
-"""Ray Train resumes a run by its name: what changes the meaning of a state changes the name."""
+"""What the driver decides before the ranks start: a run's name, its plan, and what it refuses.
+
+Ray Train resumes a run by its name: what changes the meaning of a state changes the name.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ import pytest
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
 
 from rise_ray.config.settings import TrainConfig
-from rise_ray.store.examples import ExampleManifest
+from rise_ray.errors import TrainError
+from rise_ray.mdp import Example, Place, Provenance, Span
+from rise_ray.store.examples import ExampleManifest, write_example_parts
+from rise_ray.store.files import Folder
 from rise_ray.train import fit
-from rise_ray.train.fit import _run_name, _sees_all
+from rise_ray.train.fit import _plan, _run_name, _sees_all
 
 
 def _task(seed: int = 3, **settings: Any) -> Any:
@@ -51,3 +57,15 @@ def test_a_model_with_a_sliding_window_shares_no_prefixes(
     job: Any = SimpleNamespace(name="iteration=1", base=str(tmp_path), trust_remote_code=False)
     assert _sees_all(job) == sees_all
     assert ("iteration=1: shared prefixes are not used" in caplog.text) == (not sees_all)
+
+
+def test_an_example_longer_than_a_row_is_named(tmp_path: Path) -> None:
+    place = Place("iteration", 1, "collect")
+    origin = Provenance("candidate", "all", "t", "p", place, 0, 0, 1.0, 0, 0, "")
+    made = [Example(f"e{n}", tuple(range(n)), (Span(1, n, 1.0),), origin) for n in (3, 33, 4)]
+    folder = Folder(str(tmp_path))
+    manifest = write_example_parts(folder, made, seed=0)
+    config = TrainConfig(workers=1, batch_tokens=32, row_tokens=32)
+    job: Any = SimpleNamespace(config=config, token_budget=None, seed=0)
+    with pytest.raises(TrainError, match=r"^example e33 has 33 tokens.*`row_tokens` = 32$"):
+        _plan(job, folder, manifest)
