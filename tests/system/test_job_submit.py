@@ -86,7 +86,7 @@ def head() -> Iterator[Head]:
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             with urllib.request.urlopen(request, timeout=5):
