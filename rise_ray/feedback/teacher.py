@@ -190,12 +190,6 @@ class ModelTeacher(Teacher):
             run=f"{trajectory.id}/turn={turn}",
             place=trajectory.place,
             seed=self._seed,
-            turns=1,
-            window=None,
-            stop_on_success=False,
-            candidates=0,
-            first_state_only=True,
-            last_feedback=False,
             sampling=self._config.sampling,
             max_model_len=self._config.max_model_len,
         )
@@ -205,9 +199,6 @@ class ModelTeacher(Teacher):
 
 class OpenAITeacher(Teacher):
     """Any OpenAI-compatible endpoint: bounded concurrency and rate, retries, a token budget.
-
-    Args:
-        student, config, seed, spending: as of `make_teacher`.
 
     Raises:
         TeacherError: the key is missing.
@@ -314,21 +305,9 @@ class OpenAITeacher(Teacher):
 
 
 def make_teacher(
-    student: Student,
-    config: TeacherConfig,
-    pool: RolloutPool | None,
-    seed: int,
-    spending: Spending,
+    student: Student, config: TeacherConfig, pool: RolloutPool | None, seed: int, spending: Spending
 ) -> Teacher:
-    """The configured teacher.
-
-    Args:
-        student: whose states it answers in.
-        config: which one.
-        pool: the second pool, of a model teacher.
-        seed: of its samples.
-        spending: of an endpoint, for its budget.
-    """
+    """The teacher of `config`; `pool` is the second one, of a model teacher."""
     match config:
         case ReferenceTeacherConfig():
             return ReferenceTeacher(student)

@@ -53,10 +53,7 @@ class ChatFormat:
         return self._encode(self._render(messages, generate=True))
 
     def feedback_ids(
-        self,
-        prompt: Sequence[Message],
-        feedback: str,
-        attempt_ids: Sequence[int],
+        self, prompt: Sequence[Message], feedback: str, attempt_ids: Sequence[int]
     ) -> tuple[int, ...]:
         """What stands between an attempt and the next: its end, the feedback, the next header.
 

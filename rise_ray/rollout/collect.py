@@ -12,7 +12,7 @@ from typing import Any
 
 from rise_ray.errors import DataError, RolloutError
 from rise_ray.feedback.base import feedback_of
-from rise_ray.mdp import Attempt, FinishReason, Outcome, Place, Problem, StopReason, Trajectory
+from rise_ray.mdp import FinishReason, Outcome, Place, Problem, StopReason, Trajectory
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.store.commit import Committer
@@ -49,14 +49,13 @@ class Tally:
                 self.judged[number] += 1
                 self.right[number] += outcome is Outcome.CORRECT
             for response in (turn.attempt, *turn.candidates):
-                self._add_response(response)
-                self.first_responses += number == 1
-                self.first_tokens += _sampled_tokens(response) if number == 1 else 0
-
-    def _add_response(self, response: Attempt) -> None:
-        self.outcomes[response.verdict.outcome.value] += 1
-        self.truncated += response.finish_reason is FinishReason.LENGTH
-        self.tokens += _sampled_tokens(response)
+                sampled = len(response.token_ids) - response.given
+                self.outcomes[response.verdict.outcome.value] += 1
+                self.truncated += response.finish_reason is FinishReason.LENGTH
+                self.tokens += sampled
+                if number == 1:
+                    self.first_responses += 1
+                    self.first_tokens += sampled
 
     @property
     def verdicts(self) -> int:
@@ -160,10 +159,6 @@ def roll_phase(
         "rolled_tokens": tally.tokens,
         "parts_sha256": sealed,
     }
-
-
-def _sampled_tokens(response: Attempt) -> int:
-    return len(response.token_ids) - response.given
 
 
 def _limit_verdict_errors(tally: Tally, share: float) -> None:

@@ -11,7 +11,7 @@ Candidates of a state, and scores, never hold up the next turn: they are made si
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,14 +70,14 @@ class EpisodePlan:
     run: str
     place: Place
     seed: int
-    turns: int
-    window: int | None
-    stop_on_success: bool
-    candidates: int
-    first_state_only: bool
-    last_feedback: bool
     sampling: SamplingConfig
     max_model_len: int
+    turns: int = 1
+    window: int | None = None
+    stop_on_success: bool = False
+    candidates: int = 0
+    first_state_only: bool = False
+    last_feedback: bool = False
     feedback: str = "constant"
     stop: tuple[int, ...] = ()
     check: bool = True
@@ -120,6 +120,29 @@ class EpisodeSpec:
         """The id its trajectory will have."""
         plan = self.plan
         return trajectory_id(plan.run, plan.place, self.problem.id, self.sample)
+
+    def trajectory(
+        self,
+        stop_reason: StopReason,
+        error: str | None,
+        prompt_ids: tuple[int, ...] = (),
+        turns: tuple[Turn, ...] = (),
+    ) -> Trajectory:
+        """The episode's record, however it ended."""
+        return Trajectory(
+            id=self.id,
+            run=self.plan.run,
+            place=self.plan.place,
+            problem=self.problem,
+            sample=self.sample,
+            prompt_ids=prompt_ids,
+            turns=turns,
+            stop_reason=stop_reason,
+            window=self.plan.window,
+            error=error,
+            source=self.source,
+            feedback=self.feedback.name,
+        )
 
 
 class Episode:
@@ -171,21 +194,8 @@ class Episode:
         """The finished episode."""
         assert self._stop is not None
         assert self.done
-        plan = self.spec.plan
-        return Trajectory(
-            id=self.spec.id,
-            run=plan.run,
-            place=plan.place,
-            problem=self.spec.problem,
-            sample=self.spec.sample,
-            prompt_ids=self._prompt_ids,
-            turns=tuple(self._turn(number, turn) for number, turn in enumerate(self._turns)),
-            stop_reason=self._stop,
-            window=plan.window,
-            error=self._error,
-            source=self.spec.source,
-            feedback=self.spec.feedback.name,
-        )
+        turns = tuple(self._turn(number, turn) for number, turn in enumerate(self._turns))
+        return self.spec.trajectory(self._stop, self._error, self._prompt_ids, turns)
 
     def _sampled(self, request: Sample, completions: Sequence[Completion]) -> list[Request]:
         responses = [self._response(request, n, c) for n, c in enumerate(completions)]
@@ -292,8 +302,8 @@ class Episode:
         )
 
     def _with_scores(self, attempt: Attempt, turn: int, candidate: int) -> Attempt:
-        more: Mapping[str, float] = self._scores.get((turn, candidate), {})
-        return replace(attempt, scores={**attempt.scores, **more}) if more else attempt
+        more = self._scores.get((turn, candidate), {})
+        return replace(attempt, scores={**attempt.scores, **more})
 
     def _seed(self, turn: int, role: str) -> int:
         spec, plan, place = self.spec, self.spec.plan, self.spec.plan.place
@@ -314,17 +324,4 @@ def _given(turn: Turn) -> Turn:
 
 def failed_trajectory(spec: EpisodeSpec, reason: str) -> Trajectory:
     """The record of an episode that was set aside: no turns, stop reason `error`, why."""
-    return Trajectory(
-        id=spec.id,
-        run=spec.plan.run,
-        place=spec.plan.place,
-        problem=spec.problem,
-        sample=spec.sample,
-        prompt_ids=(),
-        turns=(),
-        stop_reason=StopReason.ERROR,
-        window=spec.plan.window,
-        error=reason,
-        source=spec.source,
-        feedback=spec.feedback.name,
-    )
+    return spec.trajectory(StopReason.ERROR, reason)

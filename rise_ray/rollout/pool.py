@@ -120,7 +120,6 @@ class RolloutPool:
             ClusterError: they did not come up within `start_deadline_s`.
             RolloutError: they cannot start, with the cause.
         """
-        self._grow(1)
         started = time.monotonic()
         while self._ready_count() < self._config.min_workers:
             self._grow(1)
