@@ -120,13 +120,10 @@ class ChatFormat:
         special = set(self.tokenizer.all_special_ids)
         lead = next((n for n, i in enumerate(ids) if i in special), None)
         if lead is None or self.tokenizer.decode(list(ids[:lead])).strip():
-            return ids, self._eos()  # a template of plain words: the model ends with eos
+            if self.tokenizer.eos_token_id is None:
+                raise ModelError(f"model {self.name}: its tokenizer has no end-of-sequence token")
+            return ids, int(self.tokenizer.eos_token_id)  # a template of plain words ends with eos
         return ids[lead:], ids[lead]  # white space before the end token is the template's own
-
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError(f"model {self.name}: its tokenizer has no end-of-sequence token")
-        return int(self.tokenizer.eos_token_id)
 
     def _render(self, messages: Sequence[Message], generate: bool) -> str:
         try:

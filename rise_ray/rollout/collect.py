@@ -152,19 +152,15 @@ def roll_phase(
             f"{store.folder_of(place).uri}: holds {total.trajectories} trajectories, "
             f"{len(specs)} were rolled; delete the folder and resume"
         )
-    _limit_verdict_errors(total, max_verdict_error_share)
+    errors = total.outcomes[Outcome.ERROR.value]
+    if errors > max_verdict_error_share * total.verdicts:
+        raise RolloutError(
+            f"{errors} of {total.verdicts} checks failed, more than `verify.max_error_share` = "
+            f"{max_verdict_error_share:g} allows; the trajectories' verdicts say why"
+        )
     return {
         **total.record(),
         "rolled": tally.trajectories,
         "rolled_tokens": tally.tokens,
         "parts_sha256": sealed,
     }
-
-
-def _limit_verdict_errors(tally: Tally, share: float) -> None:
-    errors, total = tally.outcomes[Outcome.ERROR.value], tally.verdicts
-    if errors > share * total:
-        raise RolloutError(
-            f"{errors} of {total} checks failed, more than `verify.max_error_share` = {share:g} "
-            "allows; the trajectories' verdicts say why"
-        )
