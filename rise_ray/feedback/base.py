@@ -24,19 +24,16 @@ class Feedback(Protocol):
     def name(self) -> str:
         """What it reveals: `constant` and `neutral` nothing, `oracle` whether the answer is right,
         a task's own what the task says."""
-        ...
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All that it may say, to know before a run that it fits."""
-        ...
 
     def text(self, problem: Problem, attempt: Attempt) -> str | None:
         """After this attempt, whose verdict is known; None: what it tells is not known.
 
         An episode cannot go on after None: the check failed, and any text would be a guess.
         """
-        ...
 
 
 @runtime_checkable
@@ -45,7 +42,6 @@ class OwnFeedback(Protocol):
 
     def own_feedback(self, problem: Problem) -> Mapping[str, Constant | Oracle]:
         """By the name under which results will show it. `constant` and `neutral` are taken."""
-        ...
 
 
 def feedback_of(name: str, task: Task, problem: Problem) -> Feedback:

@@ -16,9 +16,7 @@ class Constant:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """See `rise_ray.feedback.base.Feedback`."""
         return (self.said,)
 
     def text(self, problem: Problem, attempt: Attempt) -> str | None:
-        """See `rise_ray.feedback.base.Feedback`."""
         return self.said

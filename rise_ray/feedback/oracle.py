@@ -17,7 +17,6 @@ class Oracle:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """See `rise_ray.feedback.base.Feedback`."""
         return (self.right, self.wrong)
 
     def text(self, problem: Problem, attempt: Attempt) -> str | None:

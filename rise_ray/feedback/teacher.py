@@ -11,9 +11,10 @@ import asyncio
 import itertools
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from rise_ray.config.secrets import redact
 from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
@@ -27,6 +28,7 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Message,
+    Problem,
     StopReason,
     Trajectory,
     Verdict,
@@ -44,12 +46,8 @@ _BATCH = 64  # trajectories that the teacher works on at once
 _LONGEST_BACK_OFF_S = 120.0  # that the client heeds, where an endpoint asks for it
 
 
-class Teacher(Protocol):
-    """Improves states: fills in the candidates of trajectories."""
-
-    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-        """Each trajectory with the teacher's answers; those that ended as `error` unchanged."""
-        ...
+State = tuple[Trajectory, int]
+"""A visited state, by its trajectory and its turn, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +89,25 @@ class Student:
         return messages
 
     def with_answers(
-        self, answered: Sequence[tuple[Trajectory, dict[int, Answer]]]
+        self, trajectories: Sequence[Trajectory], answers: Sequence[Answer | None]
     ) -> list[Trajectory]:
-        """Trajectories with verified answers (by turn) as candidates, tokenized by the student."""
-        items = [
-            (trajectory.problem, answer.text)
-            for trajectory, answers in answered
-            for answer in answers.values()
-        ]
+        """Trajectories with a verified answer to each of their states, in order, as candidate."""
+        problems = (t.problem for t in trajectories for _ in t.turns)
+        asked = zip(problems, answers, strict=True)
+        items = [(problem, answer.text) for problem, answer in asked if answer]
         verdicts = iter(verify_all(self.verifiers, items))
-        results = []
-        for trajectory, answers in answered:
-            turns = list(trajectory.turns)
-            for turn, answer in answers.items():
-                candidate = self._candidate(answer, next(verdicts))
-                turns[turn] = replace(turns[turn], candidates=(candidate,))
-            results.append(replace(trajectory, turns=tuple(turns)))
-        return results
+        candidates = iter(
+            [(self._candidate(answer, next(verdicts)),) if answer else () for answer in answers]
+        )
+        return [
+            replace(
+                t,
+                turns=tuple(
+                    replace(u, candidates=next(candidates) or u.candidates) for u in t.turns
+                ),
+            )
+            for t in trajectories
+        ]
 
     def _candidate(self, answer: Answer, verdict: Verdict) -> Attempt:
         ids = self.chat.response_ids(answer.text)
@@ -123,76 +123,73 @@ class Student:
         )
 
 
-class ReferenceTeacher:
-    """The data set's own worked solution, in every state."""
+class Teacher(ABC):
+    """Improves states: fills in the candidates of trajectories."""
 
     def __init__(self, student: Student) -> None:
         self._student = student
 
     def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-        """See `Teacher`.
+        """Each trajectory with the teacher's answers; those without a turn are unchanged.
 
         Raises:
-            DataError: a problem has no worked solution.
+            DataError: a problem has no worked solution, for a teacher that needs one.
+            TeacherError: the endpoint cannot be reached or refuses, after retries; or the
+                budget is spent.
         """
-        for batch in _batches(trajectories):
-            yield from self._student.with_answers([(t, self._answers(t)) for t in batch])
+        source = iter(trajectories)
+        while batch := list(itertools.islice(source, _BATCH)):
+            states = [
+                (trajectory, turn) for trajectory in batch for turn in range(len(trajectory.turns))
+            ]
+            yield from self._student.with_answers(batch, self._answers(states))
 
-    def _answers(self, trajectory: Trajectory) -> dict[int, Answer]:
-        text = self._student.task.reference_response(trajectory.problem)
+    @abstractmethod
+    def _answers(self, states: Sequence[State]) -> Sequence[Answer | None]:
+        """To each state; None where it failed at the teacher: the state gets no candidate."""
+
+
+class ReferenceTeacher(Teacher):
+    """The data set's own worked solution, in every state."""
+
+    def _answers(self, states: Sequence[State]) -> list[Answer]:
+        return [self._answer(trajectory.problem) for trajectory, _ in states]
+
+    def _answer(self, problem: Problem) -> Answer:
+        text = self._student.task.reference_response(problem)
         if text is None:
             raise DataError(
-                f"problem {trajectory.problem.id}: has no worked solution for `teacher: reference`"
+                f"problem {problem.id}: has no worked solution for `teacher: reference`"
             )
-        answer = Answer(text, FinishReason.STOP, 0)
-        return dict.fromkeys(range(len(trajectory.turns)), answer)
+        return Answer(text, FinishReason.STOP, 0)
 
 
-class ModelTeacher:
+class ModelTeacher(Teacher):
     """Another model on a second rollout pool."""
 
     def __init__(
         self, student: Student, pool: RolloutPool, config: ModelTeacherConfig, seed: int
     ) -> None:
-        self._student = student
+        super().__init__(student)
         self._pool = pool
         self._config = config
         self._seed = seed
         self._asked = 0
         self._errors = 0
 
-    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-        """See `Teacher`; a state whose answer failed at the teacher gets no candidate.
-
-        `max_error_share` is of all states so far: the last batch may be a single one.
-        """
-        for batch in _batches(trajectories):
-            specs = [self._spec(t, turn) for t in batch for turn in range(len(t.turns))]
-            self._asked += len(specs)
-            answers = {a.id: a for a in self._pool.roll(specs, self._asked, self._errors)}
-            self._errors += sum(a.stop_reason is StopReason.ERROR for a in answers.values())
-            ids = iter(specs)
-            said = [
-                (t, {turn: answers[next(ids).id] for turn in range(len(t.turns))}) for t in batch
-            ]
-            yield from self._student.with_answers(
-                [
-                    (t, {turn: _first_answer(a) for turn, a in by_turn.items() if a.turns})
-                    for t, by_turn in said
-                ]
-            )
+    def _answers(self, states: Sequence[State]) -> list[Answer | None]:
+        """`max_error_share` is of all states so far: the last batch may be a single one."""
+        specs = [self._spec(*state) for state in states]
+        self._asked += len(specs)
+        rolled = {t.id: t for t in self._pool.roll(specs, self._asked, self._errors)}
+        self._errors += sum(t.stop_reason is StopReason.ERROR for t in rolled.values())
+        return [_first_answer(rolled[spec.id]) for spec in specs]
 
     def _spec(self, trajectory: Trajectory, turn: int) -> EpisodeSpec:
         plan = EpisodePlan(
             run=f"{trajectory.id}/turn={turn}",
             place=trajectory.place,
             seed=self._seed,
-            turns=1,
-            window=None,
-            stop_on_success=False,
-            candidates=0,
-            first_state_only=True,
-            last_feedback=False,
             sampling=self._config.sampling,
             max_model_len=self._config.max_model_len,
         )
@@ -200,11 +197,8 @@ class ModelTeacher:
         return EpisodeSpec(plan, trajectory.problem, turn, prompt, Constant(""))
 
 
-class OpenAITeacher:
+class OpenAITeacher(Teacher):
     """Any OpenAI-compatible endpoint: bounded concurrency and rate, retries, a token budget.
-
-    Args:
-        student, config, seed, spending: as of `make_teacher`.
 
     Raises:
         TeacherError: the key is missing.
@@ -213,14 +207,12 @@ class OpenAITeacher:
     def __init__(
         self, student: Student, config: OpenAITeacherConfig, seed: int, spending: Spending
     ) -> None:
-        from openai import AsyncOpenAI
-
+        super().__init__(student)
         key = os.environ.get(config.api_key_env)
         if not key:
             raise TeacherError(
                 f"`teacher.api_key_env`: the environment variable {config.api_key_env} is not set"
             )
-        self._student = student
         self._config = config
         self._key = key
         self._seed = seed
@@ -228,45 +220,32 @@ class OpenAITeacher:
         self._next_start = 0.0
         tries_s = 2 * config.deadline_s * (1 + config.max_retries)
         self._longest_s = tries_s + _LONGEST_BACK_OFF_S * config.max_retries
-        self._connect = lambda: AsyncOpenAI(
-            api_key=key,
+
+    def _answers(self, states: Sequence[State]) -> list[Answer]:
+        try:
+            return asyncio.run(self._answer_all(states))
+        finally:
+            self._spending.record(self._spending.tokens)
+
+    async def _answer_all(self, states: Sequence[State]) -> list[Answer]:
+        from openai import AsyncOpenAI
+
+        config = self._config
+        places = asyncio.Semaphore(config.concurrency)
+        async with AsyncOpenAI(
+            api_key=self._key,
             base_url=config.base_url,
             max_retries=config.max_retries,
             timeout=config.deadline_s,
-        )
-
-    def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-        """See `Teacher`.
-
-        Raises:
-            TeacherError: the endpoint cannot be reached or refuses, after retries; or the
-                budget is spent.
-        """
-        for batch in _batches(trajectories):
-            try:
-                answered = asyncio.run(self._answer_all(batch))
-            finally:
-                self._spending.record(self._spending.tokens)
-            yield from self._student.with_answers(answered)
-
-    async def _answer_all(
-        self, batch: Sequence[Trajectory]
-    ) -> list[tuple[Trajectory, dict[int, Answer]]]:
-        async with self._connect() as client:
-            places = asyncio.Semaphore(self._config.concurrency)
-            wanted = [(t, turn) for t in batch for turn in range(len(t.turns))]
+        ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._answer(client, places, t, turn))
-                        for t, turn in wanted
+                        group.create_task(self._answer(client, places, *state)) for state in states
                     ]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-        answers = dict(zip(((t.id, turn) for t, turn in wanted), tasks, strict=True))
-        return [
-            (t, {turn: answers[t.id, turn].result() for turn in range(len(t.turns))}) for t in batch
-        ]
+        return [task.result() for task in tasks]
 
     async def _answer(
         self, client: Any, places: asyncio.Semaphore, trajectory: Trajectory, turn: int
@@ -326,21 +305,9 @@ class OpenAITeacher:
 
 
 def make_teacher(
-    student: Student,
-    config: TeacherConfig,
-    pool: RolloutPool | None,
-    seed: int,
-    spending: Spending,
+    student: Student, config: TeacherConfig, pool: RolloutPool | None, seed: int, spending: Spending
 ) -> Teacher:
-    """The configured teacher.
-
-    Args:
-        student: whose states it answers in.
-        config: which one.
-        pool: the second pool, of a model teacher.
-        seed: of its samples.
-        spending: of an endpoint, for its budget.
-    """
+    """The teacher of `config`; `pool` is the second one, of a model teacher."""
     match config:
         case ReferenceTeacherConfig():
             return ReferenceTeacher(student)
@@ -353,14 +320,8 @@ def make_teacher(
             raise ValueError("self-distillation has no teacher")
 
 
-def _first_answer(trajectory: Trajectory) -> Answer:
+def _first_answer(trajectory: Trajectory) -> Answer | None:
+    if not trajectory.turns:
+        return None
     attempt = trajectory.turns[0].attempt
     return Answer(attempt.text, attempt.finish_reason, attempt.seed)
-
-
-def _batches(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
-    """Batches of the trajectories to improve; those that ended as `error` have no turns."""
-    source = iter(trajectories)
-    while batch := list(itertools.islice(source, _BATCH)):
-        assert all(t.turns or t.stop_reason is StopReason.ERROR for t in batch)
-        yield batch

@@ -19,11 +19,6 @@ from rise_ray.errors import ModelError
 from rise_ray.mdp import Message
 
 _ATTEMPT = "rise-ray-attempt-placeholder"
-# What an error proposes: whichever of them are one token each.
-_LABEL_WORDS = (
-    *("yes", "no", "Yes", "No", "right", "wrong", "correct", "again", "true", "false"),
-    *("good", "bad", "A", "B", "1", "0"),
-)
 
 
 class ChatFormat:
@@ -53,10 +48,7 @@ class ChatFormat:
         return self._encode(self._render(messages, generate=True))
 
     def feedback_ids(
-        self,
-        prompt: Sequence[Message],
-        feedback: str,
-        attempt_ids: Sequence[int],
+        self, prompt: Sequence[Message], feedback: str, attempt_ids: Sequence[int]
     ) -> tuple[int, ...]:
         """What stands between an attempt and the next: its end, the feedback, the next header.
 
@@ -77,34 +69,6 @@ class ChatFormat:
         body = token_ids[:-1] if ended else token_ids
         return str(self.tokenizer.decode(list(body), skip_special_tokens=True))
 
-    def label_ids(self, words: Sequence[str]) -> tuple[int, ...]:
-        """The one token of each label word, as it begins an assistant's turn.
-
-        Raises:
-            ModelError: a word is not one token, or not one of its own.
-        """
-        found = {word: self._begin_turn(word) for word in words}
-        labels = [ids[0] for ids in found.values() if self._is_label(ids)]
-        if len(set(labels)) == len(words):
-            return tuple(labels)
-        said = ", ".join(f"`{word}` is {list(ids)}" for word, ids in found.items())
-        single = [word for word in _LABEL_WORDS if self._is_label(self._begin_turn(word))]
-        raise ModelError(
-            f"model {self.name}: label words must be one token each, known and different: {said}; "
-            f"words that its tokenizer does not split: {', '.join(single) or 'none of the usual'}"
-        )
-
-    def _is_label(self, ids: Sequence[int]) -> bool:
-        return len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id
-
-    def _begin_turn(self, text: str) -> tuple[int, ...]:
-        """The ids of `text` after the header of an assistant's turn."""
-        header = self._render([Message("user", "question")], generate=True)
-        before, whole = self._encode(header), self._encode(header + text)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-        return self._encode(text)  # they merge in text, but a state keeps the header's own ids
-
     def _after_attempt(
         self, prompt: Sequence[Message], feedback: str
     ) -> tuple[tuple[int, ...], int]:
@@ -123,13 +87,10 @@ class ChatFormat:
         special = set(self.tokenizer.all_special_ids)
         lead = next((n for n, i in enumerate(ids) if i in special), None)
         if lead is None or self.tokenizer.decode(list(ids[:lead])).strip():
-            return ids, self._eos()  # a template of plain words: the model ends with eos
+            if self.tokenizer.eos_token_id is None:
+                raise ModelError(f"model {self.name}: its tokenizer has no end-of-sequence token")
+            return ids, int(self.tokenizer.eos_token_id)  # a template of plain words ends with eos
         return ids[lead:], ids[lead]  # white space before the end token is the template's own
-
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError(f"model {self.name}: its tokenizer has no end-of-sequence token")
-        return int(self.tokenizer.eos_token_id)
 
     def _render(self, messages: Sequence[Message], generate: bool) -> str:
         try:

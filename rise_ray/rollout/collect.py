@@ -12,7 +12,7 @@ from typing import Any
 
 from rise_ray.errors import DataError, RolloutError
 from rise_ray.feedback.base import feedback_of
-from rise_ray.mdp import Attempt, FinishReason, Outcome, Place, Problem, StopReason, Trajectory
+from rise_ray.mdp import FinishReason, Outcome, Place, Problem, StopReason, Trajectory
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
 from rise_ray.store.commit import Committer
@@ -49,14 +49,13 @@ class Tally:
                 self.judged[number] += 1
                 self.right[number] += outcome is Outcome.CORRECT
             for response in (turn.attempt, *turn.candidates):
-                self._add_response(response)
-                self.first_responses += number == 1
-                self.first_tokens += _sampled_tokens(response) if number == 1 else 0
-
-    def _add_response(self, response: Attempt) -> None:
-        self.outcomes[response.verdict.outcome.value] += 1
-        self.truncated += response.finish_reason is FinishReason.LENGTH
-        self.tokens += _sampled_tokens(response)
+                sampled = len(response.token_ids) - response.given
+                self.outcomes[response.verdict.outcome.value] += 1
+                self.truncated += response.finish_reason is FinishReason.LENGTH
+                self.tokens += sampled
+                if number == 1:
+                    self.first_responses += 1
+                    self.first_tokens += sampled
 
     @property
     def verdicts(self) -> int:
@@ -89,10 +88,7 @@ def specs_for(
     Raises:
         ConfigError: the task has no such feedback.
         DataError: a prompt leaves no room for a response in the model's context.
-        ModelError: the tokenizer splits a word that the plan's question wants.
     """
-    if plan.question is not None:
-        chat.label_ids(plan.question.words)
     specs = []
     for problem in problems:
         prompt = tuple(task.prompt(problem))
@@ -153,23 +149,15 @@ def roll_phase(
             f"{store.folder_of(place).uri}: holds {total.trajectories} trajectories, "
             f"{len(specs)} were rolled; delete the folder and resume"
         )
-    _limit_verdict_errors(total, max_verdict_error_share)
+    errors = total.outcomes[Outcome.ERROR.value]
+    if errors > max_verdict_error_share * total.verdicts:
+        raise RolloutError(
+            f"{errors} of {total.verdicts} checks failed, more than `verify.max_error_share` = "
+            f"{max_verdict_error_share:g} allows; the trajectories' verdicts say why"
+        )
     return {
         **total.record(),
         "rolled": tally.trajectories,
         "rolled_tokens": tally.tokens,
         "parts_sha256": sealed,
     }
-
-
-def _sampled_tokens(response: Attempt) -> int:
-    return len(response.token_ids) - response.given
-
-
-def _limit_verdict_errors(tally: Tally, share: float) -> None:
-    errors, total = tally.outcomes[Outcome.ERROR.value], tally.verdicts
-    if errors > share * total:
-        raise RolloutError(
-            f"{errors} of {total} checks failed, more than `verify.max_error_share` = {share:g} "
-            "allows; the trajectories' verdicts say why"
-        )

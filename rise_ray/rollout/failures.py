@@ -72,6 +72,5 @@ def raise_if_ours(error: RayError) -> None:
 def cause(error: BaseException) -> str:
     """The last line of a Ray error: what happened, without the remote traceback."""
     inner = getattr(error, "cause", None) or error
-    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else ""
+    last = (str(inner).strip().splitlines() or [""])[-1]
     return f"{type(inner).__name__}: {textwrap.shorten(last, _LONGEST_CAUSE, placeholder=' ...')}"

@@ -13,7 +13,7 @@ class LeaseBook:
     """Every id is in exactly one place: queued, leased to one worker, set aside, or done.
 
     Args:
-        ids: the episodes to roll, first come first leased; they must be unique.
+        ids: the episodes to roll, each once, first come first leased.
         max_attempts: how many workers an episode may be lost with before it is set aside.
     """
 
@@ -22,18 +22,11 @@ class LeaseBook:
         self._max_attempts = max_attempts
         self._leases: dict[str, set[str]] = {}
         self._losses: Counter[str] = Counter()
-        if len(set(self._queue)) != len(self._queue):
-            raise ValueError("episode ids are not unique")
 
     @property
     def open(self) -> int:
         """Episodes that are queued or leased."""
         return len(self._queue) + sum(map(len, self._leases.values()))
-
-    @property
-    def queued(self) -> int:
-        """Episodes that wait for a worker."""
-        return len(self._queue)
 
     def held(self, worker: str) -> int:
         """Episodes leased to `worker`."""

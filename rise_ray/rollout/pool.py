@@ -120,7 +120,6 @@ class RolloutPool:
             ClusterError: they did not come up within `start_deadline_s`.
             RolloutError: they cannot start, with the cause.
         """
-        self._grow(1)
         started = time.monotonic()
         while self._ready_count() < self._config.min_workers:
             self._grow(1)
@@ -237,7 +236,8 @@ class RolloutPool:
         wanted = min(max(wanted, self._config.min_workers), self._config.max_workers)
         if self._ready_count() and self._failed_starts.pausing:
             return
-        while self._staying_count() < wanted:
+        staying = sum(member.status is not Status.LEAVING for member in self._members.values())
+        for _ in range(wanted - staying):
             self._start()
 
     def _start(self) -> None:
@@ -342,9 +342,6 @@ class RolloutPool:
 
     def _ready_count(self) -> int:
         return sum(member.status is Status.READY for member in self._members.values())
-
-    def _staying_count(self) -> int:
-        return sum(member.status is not Status.LEAVING for member in self._members.values())
 
     def _limit_errors(self, errors: int, total: int, last: Trajectory) -> None:
         if errors > self._config.max_error_share * total:

@@ -153,17 +153,15 @@ class RolloutWorker(WeightReceiver):
         while self._episodes and time.monotonic() < until:
             if self._engine.busy:
                 for key, reply in self._engine.step():
-                    self._reply(*self._requests.pop(key), reply)
+                    episode, request = self._requests.pop(key)
+                    self._proceed(episode, episode.reply(request, reply))
             wait_s = 0.0 if self._engine.busy else _VERIFIER_WAIT_S
             for (episode, request), verdicts in self._verification.poll(wait_s):
-                self._reply(episode, request, verdicts)
+                self._proceed(episode, episode.reply(request, verdicts))
         finished, self._finished = self._finished, []
         seconds = time.monotonic() - started
         node = ray.get_runtime_context().get_node_id()
         return Progress(finished, self._engine.busy, self._engine.tokens, seconds, node)
-
-    def _reply(self, episode: Episode, request: Request, reply: Sequence[Any]) -> None:
-        self._proceed(episode, episode.reply(request, reply))
 
     def _proceed(self, episode: Episode, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -42,12 +42,17 @@ def load_task(config: TaskConfig) -> Task:
         task = task_class(**config.options)
     except ValidationError as error:
         # Without the values, which may be secrets in the wrong place; pydantic's error holds them.
-        raise ConfigError("\n".join(_explain(config.name, error))) from None
+        lines = [
+            f"`task.options.{'.'.join(map(str, wrong['loc']))}` of `{config.name}`: {wrong['msg']}"
+            for wrong in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None
     missing = [m for m in _METHODS if not callable(getattr(task, m, None))]
-    if missing or not isinstance(getattr(task, "name", None), str):
-        needs = ", ".join([*missing, *([] if hasattr(task, "name") else ["name"])])
+    missing += [] if isinstance(getattr(task, "name", None), str) else ["name"]
+    if missing:
         raise ConfigError(
-            f"`task.name`: `{config.name}` is not a task: it lacks {needs} (rise_ray.tasks.base)"
+            f"`task.name`: `{config.name}` is not a task: it lacks {', '.join(missing)} "
+            "(rise_ray.tasks.base)"
         )
     return cast(Task, task)
 
@@ -69,10 +74,3 @@ def _import(name: str) -> Any:
     if not inspect.isclass(task_class):
         raise ConfigError(f"`task.name`: `{name}`: `{module_name}` has no class `{class_name}`")
     return task_class
-
-
-def _explain(name: str, error: ValidationError) -> list[str]:
-    return [
-        f"`task.options.{'.'.join(map(str, problem['loc']))}` of `{name}`: {problem['msg']}"
-        for problem in error.errors()
-    ]

@@ -5,20 +5,15 @@ Text is never handed to Python's own evaluation; length and nesting are bounded.
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 
 MAX_EXPRESSION_CHARS = 200
 MAX_DEPTH = 20
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 _TOKEN = re.compile(r"[0-9]+|\S")
-
-
-def apply(operator: str, left: int, right: int) -> int:
-    """`left operator right` for one of `+ - *`."""
-    if operator == "+":
-        return left + right
-    return left - right if operator == "-" else left * right
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +36,14 @@ class Expression:
         signed = "".join(("-" if minus else "+") + term for minus, term in self.terms)
         return signed.removeprefix("+")
 
-    def combine(self, operator: str, other: Expression) -> Expression:
-        """`self operator other`."""
-        value = apply(operator, self.value, other.value)
+    def combine(self, sign: str, other: Expression) -> Expression:
+        """`self sign other`, for one of `+ - *`."""
+        value = OPERATIONS[sign](self.value, other.value)
         numbers = self.numbers + other.numbers
-        if operator == "*":
+        if sign == "*":
             factors = tuple(sorted(self.factors + other.factors))
             return Expression(value, numbers, ((False, "*".join(factors)),), factors)
-        added = ((minus != (operator == "-"), term) for minus, term in other.terms)
+        added = ((minus != (sign == "-"), term) for minus, term in other.terms)
         total = Expression(value, numbers, tuple(sorted((*self.terms, *added))), ())
         return Expression(value, numbers, total.terms, (f"({total.text})",))
 

@@ -26,26 +26,21 @@ class Task(Protocol):
         Raises:
             DataError: the source is missing, unreadable or malformed (file and line).
         """
-        ...
 
     def prompt(self, problem: Problem) -> list[Message]:
         """The first turn's messages (optionally a system message, then one user message)."""
-        ...
 
     def feedback(self, problem: Problem) -> str:
         """The user's message after an attempt: constant, so that it tells nothing about it."""
-        ...
 
     def check(self, problem: Problem, response: str) -> Verdict:
         """Judge a response. Runs in a child process that is killed at its deadline.
 
         Never returns `error`: that outcome is the verifier's own, for a check that failed.
         """
-        ...
 
     def reference_response(self, problem: Problem) -> str | None:
         """The data set's worked solution in the form the task asks the model for, or None."""
-        ...
 
     def demonstrations(
         self, problems: Sequence[Problem], count: int, rng: random.Random
@@ -54,8 +49,6 @@ class Task(Protocol):
 
         Every assistant message is trained on.
         """
-        ...
 
     def vocabulary(self) -> list[str] | None:
         """The words of a closed-vocabulary task (for a word-level tokenizer), or None."""
-        ...

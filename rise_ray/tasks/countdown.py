@@ -23,13 +23,12 @@ from rise_ray.config.base import Settings
 from rise_ray.errors import DataError
 from rise_ray.feedback.oracle import Oracle
 from rise_ray.mdp import Message, Outcome, Problem, Verdict, derive_seed
-from rise_ray.tasks.arithmetic import apply, parse_expression
+from rise_ray.tasks.arithmetic import OPERATIONS, parse_expression
 from rise_ray.tasks.boxed import last_boxed
 
 NUMBERS = range(1, 13)
 VALUES = range(1, 100)
 TARGETS = range(10, 100)
-OPERATORS = "+-*"
 FEEDBACK = "Please check and try again ."
 ORACLE = Oracle(right="correct .", wrong="Please try again .")
 WORDS = (
@@ -60,11 +59,11 @@ class Chain:
 
     @property
     def middle(self) -> int:
-        return apply(self.first, self.a, self.b)
+        return OPERATIONS[self.first](self.a, self.b)
 
     @property
     def value(self) -> int:
-        return apply(self.second, self.middle, self.c)
+        return OPERATIONS[self.second](self.middle, self.c)
 
     @property
     def is_legal(self) -> bool:
@@ -96,7 +95,7 @@ def chains(numbers: tuple[int, ...]) -> Mapping[int, tuple[Chain, ...]]:
     """Every legal chain over the three numbers in any order, by the value that it reaches."""
     reached: dict[int, list[Chain]] = {}
     for a, b, c in sorted(set(itertools.permutations(numbers))):
-        for first, second in itertools.product(OPERATORS, repeat=2):
+        for first, second in itertools.product(OPERATIONS, repeat=2):
             chain = Chain(a, first, b, second, c)
             if chain.is_legal:
                 reached.setdefault(chain.value, []).append(chain)
@@ -143,11 +142,9 @@ class Countdown(Settings):
         """
         return _judge(problem.data["numbers"], problem.data["target"], response)
 
-    def reference_response(self, problem: Problem) -> str:
+    def reference_response(self, problem: Problem) -> str | None:
         """One of the problem's solutions, worked out."""
-        return _reference(tuple(sorted(problem.data["numbers"])), problem.data["target"]).response(
-            problem.data["target"]
-        )
+        return problem.solution
 
     def demonstrations(
         self, problems: Sequence[Problem], count: int, rng: random.Random
@@ -184,7 +181,8 @@ def _problem(numbers: tuple[int, ...], target: int) -> Problem:
     identity = "-".join(map(str, ("countdown", *numbers, target)))
     shown = list(numbers)
     random.Random(derive_seed("shown", identity)).shuffle(shown)
-    reference = _reference(numbers, target)
+    choices = chains(numbers)[target]
+    reference = random.Random(derive_seed("reference", *numbers, target)).choice(choices)
     return Problem(
         id=identity,
         task=Countdown.name,
@@ -193,10 +191,6 @@ def _problem(numbers: tuple[int, ...], target: int) -> Problem:
         solution=reference.response(target),
         data={"numbers": shown, "target": target},
     )
-
-
-def _reference(numbers: tuple[int, ...], target: int) -> Chain:
-    return random.Random(derive_seed("reference", *numbers, target)).choice(chains(numbers)[target])
 
 
 def _imperfect_attempt(problem: Problem, rng: random.Random) -> str:
@@ -218,14 +212,12 @@ def _judge(numbers: Sequence[int], target: int, response: str) -> Verdict:
         expression = parse_expression(boxed)
     except ValueError as error:
         return Verdict(Outcome.UNPARSEABLE, None, f"the boxed expression: {error}", claim)
-    answer = expression.text
+    outcome, reason = Outcome.CORRECT, f"makes {target}"
     if sorted(expression.numbers) != sorted(numbers):
-        reason = "does not use each given number once"
-        return Verdict(Outcome.INCORRECT, answer, reason, claim)
-    if expression.value != target:
-        reason = f"makes {expression.value}, not {target}"
-        return Verdict(Outcome.INCORRECT, answer, reason, claim)
-    return Verdict(Outcome.CORRECT, answer, f"makes {target}", claim)
+        outcome, reason = Outcome.INCORRECT, "does not use each given number once"
+    elif expression.value != target:
+        outcome, reason = Outcome.INCORRECT, f"makes {expression.value}, not {target}"
+    return Verdict(outcome, expression.text, reason, claim)
 
 
 def _claim(text: str) -> bool | None:

@@ -39,11 +39,7 @@ _CHECK = "_raise_unless_an_answer"
 
 
 class _StrictLoader(SourceFileLoader):
-    """Has every handler of any exception raise it again, unless it is one of `answers`."""
-
-    def __init__(self, name: str, path: str, answers: tuple[type[Exception], ...]) -> None:
-        super().__init__(name, path)
-        self._answers = answers
+    """Has every handler of any exception call `_CHECK` first, a name that its module is given."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Always from the source: the compiled file beside it is the original's."""
@@ -54,16 +50,6 @@ class _StrictLoader(SourceFileLoader):
                 node.body[:0] = ast.parse(f"{_CHECK}()").body
         return self.source_to_code(tree, path)
 
-    def exec_module(self, module: ModuleType) -> None:
-        """With the handlers' first call among the module's names."""
-        vars(module)[_CHECK] = self._raise_unless_an_answer
-        super().exec_module(module)
-
-    def _raise_unless_an_answer(self) -> None:
-        error = sys.exception()
-        if type(error) is not Exception and not isinstance(error, self._answers):
-            raise
-
 
 def _catches_all(handler: ast.ExceptHandler) -> bool:
     return handler.type is None or (
@@ -72,13 +58,19 @@ def _catches_all(handler: ast.ExceptHandler) -> bool:
 
 
 def _load(name: str, answers: tuple[type[Exception], ...]) -> ModuleType:
+    """A copy whose handlers of any exception raise it again, unless it is one of `answers`."""
+
+    def raise_unless_an_answer() -> None:
+        error = sys.exception()
+        if type(error) is not Exception and not isinstance(error, answers):
+            raise
+
     found = importlib.util.find_spec(name)
     assert found is not None
     assert found.origin is not None
-    loader = _StrictLoader(name, found.origin, answers)
-    spec = importlib.util.spec_from_file_location(name, found.origin, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
+    loader = _StrictLoader(name, found.origin)
+    module = importlib.util.module_from_spec(found)
+    vars(module)[_CHECK] = raise_unless_an_answer
     loader.exec_module(module)
     return module
 

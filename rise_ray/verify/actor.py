@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import ray
 from ray.actor import ActorHandle
 
 from rise_ray.config.settings import TaskConfig, VerifyConfig
-from rise_ray.mdp import Problem, Verdict
-from rise_ray.verify.checker import Checker
+from rise_ray.mdp import Verdict
+from rise_ray.verify.checker import Checker, Item
 
-Item = tuple[Problem, str]
 _WATCH = "watch"  # the threads that answer while another one checks
 
 
@@ -23,37 +22,34 @@ class Verifier:
     def __init__(self, task: TaskConfig, config: VerifyConfig) -> None:
         self._task = task
         self._config = config
-        self._checker: Checker | None = None
 
     def check(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in their order (see `Checker.check`)."""
-        return self._started().check(items)
+        return self._checker.check(items)
 
     def pids(self) -> list[int]:
         """Of the child processes."""
-        return self._started().pids
+        return self._checker.pids
 
     def wait_ready(self) -> None:
         """Start the child processes that are missing; returns once all are up."""
-        self._started().wait_ready()
+        self._checker.wait_ready()
 
     @ray.method(concurrency_group=_WATCH)
     def progress(self) -> int:
         """`Checker.progress`: answered at once, also while a check is under way."""
-        return 0 if self._checker is None else self._checker.progress
+        checker: Checker | None = vars(self).get("_checker")
+        return 0 if checker is None else checker.progress
 
-    def _started(self) -> Checker:
-        """The checker, made by the first call and not by the constructor.
+    @cached_property
+    def _checker(self) -> Checker:
+        """Made by the first call and not by the constructor.
 
         So an error reaches the caller as what it is, and the children's parent thread (they die
         with it) is the one that serves all calls.
         """
-        if self._checker is None:
-            config = self._config
-            self._checker = Checker(
-                self._task, config.processes, config.deadline_s, config.memory_mib
-            )
-        return self._checker
+        config = self._config
+        return Checker(self._task, config.processes, config.deadline_s, config.memory_mib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +61,6 @@ class VerifierHandle:
 
     actor: ActorHandle
     progress_deadline_s: float
-
-    def check(self, items: Sequence[Item]) -> Any:
-        """A reference to the verdicts.
-
-        A verifier that dies meanwhile is a `RayActorError`; one that lives but gets no process to
-        check in, a `VerifierStartError`.
-        """
-        return self.actor.check.remote(items)
-
-    def progress(self) -> Any:
-        """A reference to a number that grows while the verifier does anything."""
-        return self.actor.progress.remote()
-
-    def ready(self) -> Any:
-        """A reference to None, which is there once the verifier's processes are."""
-        return self.actor.wait_ready.remote()
 
     def restart(self) -> None:
         """Kill the verifier, hung or not; Ray starts it again."""

@@ -15,7 +15,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rise_ray.config.settings import TaskConfig
@@ -47,48 +47,36 @@ class _Batch:
     def __init__(self, items: Sequence[Item], verifier_version: str) -> None:
         self._items = items
         self._verifier_version = verifier_version
-        self._verdicts: list[Verdict | None] = [None] * len(items)
-        self._waiting: deque[int] = deque()
+        self._verdicts: dict[int, Verdict] = {}
+        self.waiting: deque[int] = deque()
         for key, (_, response) in enumerate(items):
             if len(response) > MAX_RESPONSE_CHARS:
                 reason = f"has {len(response)} characters, more than {MAX_RESPONSE_CHARS}"
-                self.settle(key, Outcome.UNPARSEABLE, None, reason)
+                self.settle(key, Verdict(Outcome.UNPARSEABLE, None, reason))
             else:
-                self._waiting.append(key)
-
-    @property
-    def has_waiting(self) -> bool:
-        return bool(self._waiting)
+                self.waiting.append(key)
 
     @property
     def verdicts(self) -> list[Verdict]:
         """In the items' order; complete once nothing waits or is in flight."""
-        return [verdict for verdict in self._verdicts if verdict is not None]
+        return [self._verdicts[key] for key in range(len(self._items))]
 
     def take(self) -> tuple[int, dict[str, Any]]:
         """The next waiting item: its key and its request."""
-        key = self._waiting.popleft()
+        key = self.waiting.popleft()
         problem, response = self._items[key]
         return key, {"problem": asdict(problem), "response": response}
 
     def give_back(self, keys: Sequence[int]) -> None:
         """Items that a lost child had not turned to wait again, first in line."""
-        self._waiting.extendleft(reversed(keys))
+        self.waiting.extendleft(reversed(keys))
 
-    def settle(
-        self,
-        key: int,
-        outcome: str,
-        answer: str | None,
-        reason: str,
-        claims_correct: bool | None = None,
-    ) -> None:
-        self._verdicts[key] = Verdict(
-            Outcome(outcome),
-            None if answer is None else _storable(answer),
-            _storable(reason),
-            claims_correct,
-            self._verifier_version,
+    def settle(self, key: int, verdict: Verdict) -> None:
+        self._verdicts[key] = replace(
+            verdict,
+            answer=verdict.answer and _storable(verdict.answer),
+            reason=_storable(verdict.reason),
+            verifier_version=self._verifier_version,
         )
 
 
@@ -159,7 +147,7 @@ class Checker:
             if not child.is_alive:  # killed between calls: no item is to blame
                 self._remove(child)
         try:
-            while batch.has_waiting or any(child.in_flight for child in self._existing()):
+            while batch.waiting or any(child.in_flight for child in self._existing()):
                 self._advance(batch)
         finally:  # after an exception: a later call must not read replies to this one
             for child in self._existing():
@@ -205,9 +193,9 @@ class Checker:
         self._children[slot] = child
 
     def _feed(self, child: ChildProcess, batch: _Batch) -> None:
-        if batch.has_waiting and not child.in_flight:
+        if batch.waiting and not child.in_flight:
             child.due = time.monotonic() + self._deadline_s
-        while batch.has_waiting and len(child.in_flight) < CHUNK:
+        while batch.waiting and len(child.in_flight) < CHUNK:
             key, request = batch.take()
             child.queue(request)
             child.in_flight.append(key)
@@ -220,8 +208,9 @@ class Checker:
             if not child.ready:
                 self._start(child, reply)
                 continue
-            retire = reply.pop("retire", False)
-            batch.settle(child.in_flight.popleft(), **reply)
+            retire = reply.pop("retire")
+            verdict = Verdict(Outcome(reply.pop("outcome")), **reply)
+            batch.settle(child.in_flight.popleft(), verdict)
             child.due = time.monotonic() + self._deadline_s if child.in_flight else None
             if retire:
                 batch.give_back(child.in_flight)
@@ -248,7 +237,7 @@ class Checker:
             self._count_failed_start(f"{reason}; its own output says more")
         elif child.in_flight:
             self.progress += 1
-            batch.settle(child.in_flight.popleft(), Outcome.ERROR, None, reason)
+            batch.settle(child.in_flight.popleft(), Verdict(Outcome.ERROR, None, reason))
             batch.give_back(child.in_flight)
 
     def _count_failed_start(self, reason: str) -> None:
@@ -268,7 +257,7 @@ def _wait(children: list[ChildProcess], next_start: float | None) -> None:
     with selectors.DefaultSelector() as selector:
         for child in children:
             selector.register(child.output_fd, selectors.EVENT_READ)
-            if child.has_unsent:
+            if child.unsent:
                 selector.register(child.input_fd, selectors.EVENT_WRITE, child)
         for key, _ in selector.select(timeout):
             if key.data is not None:

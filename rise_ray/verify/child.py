@@ -51,30 +51,27 @@ def main() -> None:
 
 
 def _answer(task: Task, request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one item: the verdict's fields; `retire` where this process should go."""
+    """The reply to one item: the verdict's fields, and whether this process should `retire`."""
+    retire = False
     try:
         verdict = task.check(Problem(**request["problem"]), request["response"])
+        if not isinstance(verdict, Verdict):
+            verdict = _error(f"the check returned {type(verdict).__name__}, not a Verdict")
     except MemoryError:  # what filled the memory may still be held: start afresh
-        return {**_error("the check ran out of memory"), "retire": True}
+        verdict, retire = _error("the check ran out of memory"), True
     except Exception as error:  # whatever a check raises, the item is an error and the next goes on
-        return _error(f"the check failed: {type(error).__name__}: {error}")
-    if not isinstance(verdict, Verdict):
-        return _error(f"the check returned {type(verdict).__name__}, not a Verdict")
+        verdict = _error(f"the check failed: {type(error).__name__}: {error}")
     return {
         "outcome": verdict.outcome.value,
         "answer": verdict.answer,
         "reason": verdict.reason[:MAX_REASON_CHARS],
         "claims_correct": verdict.claims_correct,
+        "retire": retire,
     }
 
 
-def _error(reason: str) -> dict[str, Any]:
-    return {
-        "outcome": Outcome.ERROR.value,
-        "answer": None,
-        "reason": reason[:MAX_REASON_CHARS],
-        "claims_correct": None,
-    }
+def _error(reason: str) -> Verdict:
+    return Verdict(Outcome.ERROR, None, reason)
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -82,9 +79,8 @@ def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
     requests = os.fdopen(os.dup(0), "rb")
     # Only the end of this process closes it: who reads it learns at once how that came.
     replies = os.fdopen(os.dup(1), "wb", closefd=False)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
+    with open(os.devnull) as empty:
+        os.dup2(empty.fileno(), 0)
     os.dup2(2, 1)
     return requests, replies
 
@@ -107,7 +103,8 @@ def _limit_memory(memory_mib: int) -> None:
 
     After loading, because a Python that runs out of memory in an import fails in any way, or hangs.
     """
-    loaded_mib = -(-_address_space() // 2**20)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])  # of what `RLIMIT_AS` limits
+    loaded_mib = -(-pages * resource.getpagesize() // 2**20)
     if loaded_mib + HEADROOM_MIB > memory_mib:
         raise ConfigError(
             f"`verify.memory_mib` is {memory_mib}, and a process that has loaded the task takes "
@@ -116,11 +113,6 @@ def _limit_memory(memory_mib: int) -> None:
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _address_space() -> int:
-    """Bytes; what `RLIMIT_AS` limits (proc(5), statm)."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
 from rise_ray.errors import user_error
 from rise_ray.mdp import Outcome, Verdict
-from rise_ray.verify.actor import Item, VerifierHandle
-from rise_ray.verify.checker import VerifierStartError
+from rise_ray.verify.actor import VerifierHandle
+from rise_ray.verify.checker import Item, VerifierStartError
 
 MOST_LOSSES = 3
 """Verifiers that a batch may be lost with before its verdicts are `error`."""
@@ -112,7 +112,7 @@ class Verification:
             batch = self._next_batch(verifiers=len(idle) - position)
             if batch is None:
                 return
-            line.batch, line.call = batch, line.verifier.check(batch.items)
+            line.batch, line.call = batch, line.verifier.actor.check.remote(batch.items)
             line.progress, line.since = None, self._watched_s
 
     def _next_batch(self, verifiers: int) -> _Batch | None:
@@ -170,9 +170,9 @@ class Verification:
             return
         patience_s = MOST_LOSSES * max(line.verifier.progress_deadline_s for line in self._lines)
         if self._watched_s - self._answered_s > patience_s:
-            self._give_up(
-                f"no verifier was up for {patience_s:g} s; the last loss: {self._last_loss}"
-            )
+            reason = f"no verifier was up for {patience_s:g} s; the last loss: {self._last_loss}"
+            while (batch := self._next_batch(verifiers=1)) is not None:
+                self._fail(batch, reason)
 
     def _listen(self, line: _Line) -> None:
         """Take a verifier's answer to the last question, if it is there, and ask again."""
@@ -187,7 +187,7 @@ class Verification:
                 if progress != line.progress:
                     line.progress, line.since = progress, self._watched_s
                     self._answered_s = self._watched_s
-        line.ping = line.verifier.progress()
+        line.ping = line.verifier.actor.progress.remote()
 
     def _welcome(self, line: _Line) -> None:
         """Take a lost verifier's word that its processes are up, if it is there, or ask again.
@@ -206,7 +206,7 @@ class Verification:
             else:
                 line.away, line.ready, line.since = False, None, self._watched_s
                 return
-        line.ready = line.verifier.ready()
+        line.ready = line.verifier.actor.wait_ready.remote()
 
     def _lose(self, line: _Line, reason: str) -> None:
         """A verifier is gone; its batch waits for another or, after too many, is an error."""
@@ -221,10 +221,6 @@ class Verification:
             self._lost.append(batch)
         else:
             self._fail(batch, f"the verifier was lost {batch.losses} times; the last: {reason}")
-
-    def _give_up(self, reason: str) -> None:
-        while (batch := self._next_batch(verifiers=1)) is not None:
-            self._fail(batch, reason)
 
     def _fail(self, batch: _Batch, reason: str) -> None:
         error = Verdict(Outcome.ERROR, None, reason)

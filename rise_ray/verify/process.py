@@ -5,13 +5,13 @@ Nothing here blocks: a child that hangs, floods or stops reading must not hold u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
 from rise_ray.config.settings import TaskConfig
@@ -45,7 +45,8 @@ class ChildProcess:
         os.set_blocking(self.input_fd, False)
         os.set_blocking(self.output_fd, False)
         self._received = bytearray()
-        self._unsent = bytearray()
+        self.unsent = bytearray()
+        """What `write` has to send."""
         self.queue(
             {
                 "task": task.name,
@@ -60,41 +61,31 @@ class ChildProcess:
         return self._process.pid
 
     @property
-    def has_unsent(self) -> bool:
-        """Whether `write` has something to do."""
-        return bool(self._unsent)
-
-    @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def queue(self, request: dict[str, Any]) -> None:
         """Add a request to what `write` sends."""
-        self._unsent += json.dumps(request).encode("ascii") + b"\n"
+        self.unsent += json.dumps(request).encode("ascii") + b"\n"
 
     def write(self) -> None:
         """Send as much as the pipe takes now."""
         try:
-            sent = os.write(self.input_fd, self._unsent[: 2**16])
+            sent = os.write(self.input_fd, self.unsent[: 2**16])
         except BlockingIOError:
             return
         except BrokenPipeError:  # it died; reading its end says so
-            self._unsent.clear()
+            self.unsent.clear()
             return
-        del self._unsent[:sent]
+        del self.unsent[:sent]
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The replies that are there now, and whether the child has closed its end (died)."""
         closed = False
-        while True:
-            try:
-                data = os.read(self.output_fd, 2**16)
-            except BlockingIOError:
-                break
-            if not data:
-                closed = True
-                break
-            self._received += data
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.output_fd, 2**16):
+                self._received += data
+            closed = True
         *lines, rest = self._received.split(b"\n")
         self._received = bytearray(rest)
         return [json.loads(line) for line in lines], closed
@@ -108,20 +99,16 @@ class ChildProcess:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def kill(self) -> None:
-        """Kill it if it lives, and free its pipes."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        """Kill it if it lives, wait for its end, and free its pipes."""
+        with self._process:
+            self._process.kill()
 
 
 def _environment() -> dict[str, str]:
     """The parent's, with its import path, one thread, and a fixed order of hashed things."""
-    paths: Iterable[str] = (path or os.getcwd() for path in sys.path)
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -17,8 +17,8 @@ from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.errors import ConfigError, user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.tasks.countdown import Countdown
-from rise_ray.verify.actor import Item, VerifierHandle, start_verifiers
-from rise_ray.verify.checker import MAX_FAILED_STARTS
+from rise_ray.verify.actor import VerifierHandle, start_verifiers
+from rise_ray.verify.checker import MAX_FAILED_STARTS, Item
 from rise_ray.verify.client import MOST_LOSSES, Verification, verify_all
 from tests.system.processes import wait_gone
 from tests.system.verify.slow_task import CHECK_S, POISON, SHORT_TASK, TASK
@@ -79,7 +79,7 @@ def test_verifiers_judge_as_the_task_and_leave_no_process(ray_runtime: None) -> 
     items = make_items(300)
     with verifying(COUNTDOWN, actors=2, processes=2) as verifiers:
         for verifier in verifiers:
-            verdicts = ray.get(verifier.check(items))
+            verdicts = ray.get(verifier.actor.check.remote(items))
             assert [verdict.outcome for verdict in verdicts] == expected(items)
         assert [v.outcome for v in verify_all(verifiers, items)] == expected(items)
         started = [child for verifier in verifiers for child in children(verifier)]
@@ -172,7 +172,7 @@ def test_a_verifier_that_never_has_processes_is_restarted_and_at_last_its_verdic
     task = short_task(tmp_path / "missing")
     with verifying(task, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
         with pytest.raises(Exception, match="exit status 9"):  # it is up: only its children die
-            ray.get(verifier.ready())
+            ray.get(verifier.actor.wait_ready.remote())
         verdicts = verify_all([verifier], make_items(3))
     assert {verdict.outcome for verdict in verdicts} == {Outcome.ERROR}
     assert f"no verifier was up for {MOST_LOSSES * HUNG_S:g} s" in verdicts[0].reason

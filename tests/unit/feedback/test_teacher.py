@@ -52,9 +52,7 @@ class LosingPool:
 
 def test_a_model_teachers_share_of_errors_is_of_all_its_states() -> None:
     pool = LosingPool()
-    student = SimpleNamespace(
-        messages=lambda *_: (), with_answers=lambda rows: [t for t, _ in rows]
-    )
+    student = SimpleNamespace(messages=lambda *_: (), with_answers=lambda rolled, answers: rolled)
     config = ModelTeacherConfig(kind="model", path="m")
     teacher = ModelTeacher(student, pool, config, 0)  # type: ignore[arg-type]
     trajectories = [rolled(spec(sample), ["it is 7"]) for sample in range(66)]
