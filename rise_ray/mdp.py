@@ -129,9 +129,9 @@ class Attempt:
     response that no model of the run wrote (a teacher's).
 
     `scores` are log-probabilities in nats, by name: `logprob` is the sum over the sampled tokens,
-    before temperature and top-p, the ending token included (no teacher's answer has it).
-    `role` names who wrote it. The first `given` tokens were not sampled here: an opening, or all of
-    an attempt with which the episode started.
+    before temperature and top-p, the ending token included (no teacher's answer has it); others
+    are named by the plan that asked for them. `role` names who wrote it. The first `given` tokens
+    were not sampled here: an opening, or all of an attempt with which the episode started.
     """
 
     text: str

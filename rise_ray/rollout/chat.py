@@ -19,6 +19,11 @@ from rise_ray.errors import ModelError
 from rise_ray.mdp import Message
 
 _ATTEMPT = "rise-ray-attempt-placeholder"
+# What an error proposes: whichever of them are one token each.
+_LABEL_WORDS = (
+    *("yes", "no", "Yes", "No", "right", "wrong", "correct", "again", "true", "false"),
+    *("good", "bad", "A", "B", "1", "0"),
+)
 
 
 class ChatFormat:
@@ -68,6 +73,34 @@ class ChatFormat:
         """A sampled response as text; one that `ended` its turn without the token that did."""
         body = token_ids[:-1] if ended else token_ids
         return str(self.tokenizer.decode(list(body), skip_special_tokens=True))
+
+    def label_ids(self, words: Sequence[str]) -> tuple[int, ...]:
+        """The one token of each label word, as it begins an assistant's turn.
+
+        Raises:
+            ModelError: a word is not one token, or not one of its own.
+        """
+        found = {word: self._begin_turn(word) for word in words}
+        labels = [ids[0] for ids in found.values() if self._is_label(ids)]
+        if len(set(labels)) == len(words):
+            return tuple(labels)
+        said = ", ".join(f"`{word}` is {list(ids)}" for word, ids in found.items())
+        single = [word for word in _LABEL_WORDS if self._is_label(self._begin_turn(word))]
+        raise ModelError(
+            f"model {self.name}: label words must be one token each, known and different: {said}; "
+            f"words that its tokenizer does not split: {', '.join(single) or 'none of the usual'}"
+        )
+
+    def _is_label(self, ids: Sequence[int]) -> bool:
+        return len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id
+
+    def _begin_turn(self, text: str) -> tuple[int, ...]:
+        """The ids of `text` after the header of an assistant's turn."""
+        header = self._render([Message("user", "question")], generate=True)
+        before, whole = self._encode(header), self._encode(header + text)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return self._encode(text)  # they merge in text, but a state keeps the header's own ids
 
     def _after_attempt(
         self, prompt: Sequence[Message], feedback: str

@@ -88,7 +88,10 @@ def specs_for(
     Raises:
         ConfigError: the task has no such feedback.
         DataError: a prompt leaves no room for a response in the model's context.
+        ModelError: the tokenizer splits a word that the plan's question wants.
     """
+    if plan.question is not None:
+        chat.label_ids(plan.question.words)
     specs = []
     for problem in problems:
         prompt = tuple(task.prompt(problem))

@@ -7,7 +7,9 @@ A process can host one engine only.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -17,7 +19,7 @@ from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
-from rise_ray.rollout.requests import Completion, Sample
+from rise_ray.rollout.requests import Completion, EngineRequest, Sample, ScoreLabels
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -34,6 +36,7 @@ _ENVIRONMENT = {
 }
 
 _CPU_BATCH_TOKENS = 4096
+_ONE_TOKEN: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1}
 
 
 class Engine:
@@ -91,6 +94,7 @@ class Engine:
             found = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
             text = "; ".join(" ".join(problem["msg"].split()) for problem in found)
             raise RuntimeError(f"vLLM refuses its settings: {text}") from error
+        self._requests: dict[str, EngineRequest] = {}
         self.tokens = 0
         """Generated so far, those of unfinished responses included."""
         self._watch_core()
@@ -100,7 +104,7 @@ class Engine:
         """Whether a request is under way."""
         return bool(self.llm.has_unfinished_requests())
 
-    def submit(self, key: str, request: Sample, end_of_turn: int) -> None:
+    def submit(self, key: str, request: EngineRequest, end_of_turn: int) -> None:
         """Queue a request under a key of the caller's.
 
         A response ends with the token `end_of_turn`, which a base model's own list of
@@ -110,27 +114,35 @@ class Engine:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        match request:
+            case Sample():
+                ids = (*request.state_ids, *request.opening_ids)
+                settings = {
+                    "n": request.n,
+                    "temperature": request.sampling.temperature,
+                    "top_p": request.sampling.top_p,
+                    "max_tokens": request.sampling.max_tokens,
+                    "seed": request.seed,
+                    "stop_token_ids": [end_of_turn, *request.stop],
+                    "logprobs": 0,  # of the sampled token only
+                }
+            case ScoreLabels():
+                ids = request.state_ids
+                settings = _ONE_TOKEN | {"logprob_token_ids": list(request.labels)}
         params = SamplingParams(
-            n=request.n,
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            max_tokens=request.sampling.max_tokens,
-            seed=request.seed,
-            stop_token_ids=[end_of_turn, *request.stop],
-            logprobs=0,  # of the sampled token only
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            **settings, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        ids = [*request.state_ids, *request.opening_ids]
-        self.llm.add_request(key, tokens_input(ids), params)
+        self.llm.add_request(key, tokens_input(list(ids)), params)
+        self._requests[key] = request
 
-    def step(self) -> list[tuple[str, list[Completion]]]:
+    def step(self) -> list[tuple[str, list[Any]]]:
         """One engine step: the requests that it finished, each with its reply."""
-        return [
-            (output.request_id, _completions(output))
-            for output in self.llm.step()
-            if output.finished
-        ]
+        finished = []
+        for output in self.llm.step():
+            if output.finished:
+                request = self._requests.pop(output.request_id)
+                finished.append((output.request_id, _reply(request, output)))
+        return finished
 
     def _watch_core(self) -> None:
         """Take from the core's outputs what vLLM would give late, or at a price.
@@ -157,15 +169,18 @@ class Engine:
         core.get_output = watched
 
 
-def _completions(output: RequestOutput) -> list[Completion]:
-    return [
-        Completion(
-            tuple(sample.token_ids),
-            _finish_reason(output.request_id, sample),
-            sample.cumulative_logprob,
-        )
-        for sample in sorted(output.outputs, key=lambda sample: sample.index)
-    ]
+def _reply(request: EngineRequest, output: RequestOutput) -> list[Any]:
+    samples = sorted(output.outputs, key=lambda sample: sample.index)
+    reasons = [_finish_reason(output.request_id, sample) for sample in samples]
+    match request:
+        case Sample():
+            return [
+                Completion(tuple(sample.token_ids), reason, sample.cumulative_logprob)
+                for sample, reason in zip(samples, reasons, strict=True)
+            ]
+        case ScoreLabels():
+            at = samples[0].logprobs[0]
+            return _renormalised([at[label].logprob for label in request.labels])
 
 
 def _finish_reason(key: str, sample: CompletionOutput) -> FinishReason:
@@ -173,3 +188,10 @@ def _finish_reason(key: str, sample: CompletionOutput) -> FinishReason:
         return FinishReason(str(sample.finish_reason))
     except ValueError:
         raise RuntimeError(f"vLLM ended request {key} with `{sample.finish_reason}`") from None
+
+
+def _renormalised(logprobs: Sequence[float]) -> list[float]:
+    """Log-probabilities among these alone."""
+    most = max(logprobs)
+    total = most + math.log(math.fsum(math.exp(value - most) for value in logprobs))
+    return [value - total for value in logprobs]

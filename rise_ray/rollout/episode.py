@@ -6,7 +6,7 @@ It owns no engine, actor or clock. `rise_ray.rollout.worker` has its requests an
     requests = episode.reply(request, reply)     # what is wanted next, or nothing
     if episode.done: episode.trajectory()
 
-Candidates of a state never hold up the next turn: they are made side by side.
+Candidates of a state, and scores, never hold up the next turn: they are made side by side.
 """
 
 from __future__ import annotations
@@ -34,9 +34,22 @@ from rise_ray.mdp import (
     trajectory_id,
 )
 from rise_ray.rollout.chat import ChatFormat
-from rise_ray.rollout.requests import Check, Completion, Request, Sample
+from rise_ray.rollout.requests import Check, Completion, Request, Sample, ScoreLabels
 
 _UNCHECKED = Verdict(Outcome.PARTIAL, None, "was not to be checked")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What every response is asked about: the score `name` is how likely the first word is.
+
+    `text` is said as the user's turn after the response; of the answers `words`, one token each,
+    the log-probability of the first among all of them is kept.
+    """
+
+    name: str
+    text: str
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,8 @@ class EpisodePlan:
     turns (`rise_ray.feedback.base`).
 
     A token of `stop` ends a response, too, and belongs to its text. Without `check` responses are
-    no final answers, and no verifier sees them. `role` names who writes them.
+    no final answers, and no verifier sees them. `role` names who writes them; `question` is asked
+    about each.
     """
 
     run: str
@@ -68,6 +82,7 @@ class EpisodePlan:
     stop: tuple[int, ...] = ()
     check: bool = True
     role: str = "policy"
+    question: Question | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +156,12 @@ class Episode:
         self._turns = [_given(turn) for turn in spec.start.turns]
         self._unchecked: dict[tuple[int, bool], list[Attempt]] = {}
         self._candidates: dict[int, tuple[Attempt, ...]] = {}
+        self._scores: dict[tuple[int, int], dict[str, float]] = {}
+        self._labels: tuple[int, ...] = ()
+        self._reserved = 0
+        if question := spec.plan.question:
+            self._labels = chat.label_ids(question.words)
+            self._reserved = len(chat.feedback_ids(spec.prompt, question.text, ())) + 1
         self._open = 0
         self._stop: StopReason | None = None
         self._error: str | None = None
@@ -164,6 +185,8 @@ class Episode:
                 requests = self._sampled(request, reply)
             case Check():
                 requests = self._checked(request, reply)
+            case ScoreLabels():
+                requests = self._scored(request, reply)
         self._open += len(requests)
         return requests
 
@@ -171,19 +194,17 @@ class Episode:
         """The finished episode."""
         assert self._stop is not None
         assert self.done
-        turns = tuple(
-            replace(turn, candidates=self._candidates.get(number, ()))
-            for number, turn in enumerate(self._turns)
-        )
+        turns = tuple(self._turn(number, turn) for number, turn in enumerate(self._turns))
         return self.spec.trajectory(self._stop, self._error, self._prompt_ids, turns)
 
     def _sampled(self, request: Sample, completions: Sequence[Completion]) -> list[Request]:
         responses = [self._response(request, n, c) for n, c in enumerate(completions)]
         self._unchecked[request.turn, request.candidates] = responses
+        asked = self._ask(request, responses)
         check = Check(request.turn, request.candidates, tuple(r.text for r in responses))
         if self.spec.plan.check:
-            return [check]
-        return self._checked(check, [_UNCHECKED] * len(responses))
+            return [check, *asked]
+        return [*self._checked(check, [_UNCHECKED] * len(responses)), *asked]
 
     def _response(self, request: Sample, number: int, completion: Completion) -> Attempt:
         ids = (*request.opening_ids, *completion.token_ids)
@@ -199,6 +220,24 @@ class Episode:
             role=self.spec.plan.role,
             given=len(request.opening_ids),
         )
+
+    def _ask(self, request: Sample, responses: Sequence[Attempt]) -> list[Request]:
+        question = self.spec.plan.question
+        if question is None:
+            return []
+        asked: list[Request] = []
+        for number, response in enumerate(responses, start=0 if request.candidates else -1):
+            ids = response.token_ids
+            said = self._chat.feedback_ids(self.spec.prompt, question.text, ids)
+            state = (*request.state_ids, *ids, *said)
+            asked.append(ScoreLabels(request.turn, number, state, self._labels))
+        return asked
+
+    def _scored(self, request: ScoreLabels, logprobs: Sequence[float]) -> list[Request]:
+        question = self.spec.plan.question
+        assert question is not None
+        self._scores[request.turn, request.candidate] = {question.name: logprobs[0]}
+        return []
 
     def _checked(self, request: Check, verdicts: Sequence[Verdict]) -> list[Request]:
         responses = self._unchecked.pop((request.turn, request.candidates))
@@ -242,7 +281,8 @@ class Episode:
         plan, first = self.spec.plan, turn == len(self.spec.start.turns)
         ids = state_ids(self._prompt_ids, self._turns, turn, plan.window)
         opening = self.spec.start.opening_ids if first else ()
-        if len(ids) + len(opening) + plan.sampling.max_tokens > plan.max_model_len:
+        sampled = plan.sampling.max_tokens + self._reserved
+        if len(ids) + len(opening) + sampled > plan.max_model_len:
             return []
         wanted = [(False, 1, "attempt")]
         if plan.candidates and (first or not plan.first_state_only):
@@ -251,6 +291,19 @@ class Episode:
             Sample(turn, beside, ids, n, self._seed(turn, role), plan.sampling, plan.stop, opening)
             for beside, n, role in wanted
         ]
+
+    def _turn(self, number: int, turn: Turn) -> Turn:
+        """With its candidates, and all scores."""
+        candidates = self._candidates.get(number, ())
+        return replace(
+            turn,
+            attempt=self._with_scores(turn.attempt, number, -1),
+            candidates=tuple(self._with_scores(c, number, n) for n, c in enumerate(candidates)),
+        )
+
+    def _with_scores(self, attempt: Attempt, turn: int, candidate: int) -> Attempt:
+        more = self._scores.get((turn, candidate), {})
+        return replace(attempt, scores={**attempt.scores, **more})
 
     def _seed(self, turn: int, role: str) -> int:
         spec, plan, place = self.spec, self.spec.plan, self.spec.plan.place

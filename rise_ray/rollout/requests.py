@@ -1,7 +1,7 @@
 """What an episode asks for, and the replies: the worker sends each to where it is answered.
 
-    Sample   the engine
-    Check    the verifier
+    Sample, ScoreLabels   the engine
+    Check                 the verifier
 
 Each is one question with everything in it that its answer depends on, so an episode is a pure
 function of the replies.
@@ -55,5 +55,20 @@ class Check:
     texts: tuple[str, ...]
 
 
-Request = Sample | Check
+@dataclass(frozen=True, slots=True)
+class ScoreLabels:
+    """Which label comes next? The reply is each label's log-probability among the labels.
+
+    It is about the response of turn `turn`: candidate `candidate`, -1 the attempt itself. The
+    labels are different tokens, at most 128; the state is one token shorter than the context.
+    """
+
+    turn: int
+    candidate: int
+    state_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+EngineRequest = Sample | ScoreLabels
+Request = Sample | Check | ScoreLabels
 """What a chain of attempts asks for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason, WeightVersion
 from rise_ray.rollout.engine import Engine
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.requests import Completion, Sample
+from rise_ray.rollout.requests import EngineRequest, Sample, ScoreLabels
 from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.parity import reference_logprobs
 from tests.system.rollout.conftest import on_a_worker
@@ -26,17 +27,17 @@ HOT = SamplingConfig(max_tokens=MOST, temperature=1.7, top_p=0.9)
 TOLERANCE = 1e-3  # nats, float32 on both sides
 
 
-def _answers(worker: RolloutWorker, requests: Sequence[Sample], end: int) -> list[list[Completion]]:
+def _answers(worker: RolloutWorker, requests: Sequence[EngineRequest], end: int) -> list[list[Any]]:
     engine = worker._engine
     for number, request in enumerate(requests):
         engine.submit(str(number), request, end)
-    found: dict[str, list[Completion]] = {}
+    found: dict[str, list[Any]] = {}
     while engine.busy:
         found.update(engine.step())
     return [found[str(number)] for number in range(len(requests))]
 
 
-def _ask(pair: RolloutPool, *requests: Sample, end: int = EOS) -> list[list[Completion]]:
+def _ask(pair: RolloutPool, *requests: EngineRequest, end: int = EOS) -> list[list[Any]]:
     """The replies, to requests that are under way side by side."""
     return on_a_worker(pair, _answers, requests, end)
 
@@ -98,17 +99,37 @@ def test_an_opening_is_sampled_on_and_one_of_no_tokens_changes_nothing(pair: Rol
 def test_scores_are_the_models_own_log_probabilities(
     pair: RolloutPool, tiny_model: WeightVersion
 ) -> None:
-    """Before temperature and top-p."""
-    completions, (greedy,) = _ask(
+    """Before temperature and top-p; requests of all kinds share the engine's batches."""
+    labels = (60, 6, 33)
+    text = tuple(range(30, 50))
+    completions, (greedy,), among, more = _ask(
         pair,
         _sample(4, HOT),
         _sample(1, SamplingConfig(max_tokens=MOST, temperature=0.0)),
+        ScoreLabels(0, -1, text, labels),
+        ScoreLabels(0, 0, PROMPT, (7, 8)),
     )
     sampled = [*completions, greedy]
-    expected = _by_hugging_face(tiny_model, [(*PROMPT, *c.token_ids) for c in sampled])
-    for completion, logprobs in zip(sampled, expected, strict=True):
+    expected = _by_hugging_face(
+        tiny_model,
+        [
+            *((*PROMPT, *c.token_ids) for c in sampled),
+            *((*text, label) for label in labels),
+            *((*PROMPT, label) for label in (7, 8)),
+        ],
+    )
+    for completion, logprobs in zip(sampled, expected, strict=False):
         own = sum(logprobs[len(PROMPT) - 1 :])
         assert completion.logprob == pytest.approx(own, abs=MOST * TOLERANCE)
+    raw, raw_more = [row[-1] for row in expected[5:8]], [row[-1] for row in expected[8:10]]
+    for scored, found in ((among, raw), (more, raw_more)):
+        total = _log_sum_exp(found)
+        assert scored == pytest.approx([value - total for value in found], abs=TOLERANCE)
+        assert _log_sum_exp(scored) == pytest.approx(0.0, abs=1e-6)
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    return math.log(sum(math.exp(value) for value in values))
 
 
 def _engine(worker: RolloutWorker, **vllm: Any) -> Engine:

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from rise_ray.feedback.oracle import Oracle
 from rise_ray.mdp import Attempt, Outcome, Source, StopReason, Trajectory
-from rise_ray.rollout.episode import Start
+from rise_ray.rollout.episode import Question, Start
 from rise_ray.rollout.pool import RolloutPool
 from tests.system.rollout.conftest import make_specs
+
+QUESTION = Question("sure", "Please check .", ("correct", "again"))
 
 
 def _responses(trajectory: Trajectory, first: int = 0) -> list[Attempt]:
@@ -34,16 +36,19 @@ def test_a_fork_samples_what_the_episode_that_it_left_sampled(pair: RolloutPool)
         assert not fork.turns[0].attempt.sampled
 
 
-def test_responses_are_checked_only_where_asked(pair: RolloutPool) -> None:
+def test_every_response_is_asked_the_plans_question_and_checked_only_where_asked(
+    pair: RolloutPool,
+) -> None:
     specs = make_specs(6)
-    plan = replace(specs[0].plan, check=False)
+    plan = replace(specs[0].plan, question=QUESTION, check=False)
     rolled = list(pair.roll([replace(spec, plan=plan) for spec in specs]))
     plain = {t.id: t for t in pair.roll(specs)}
     for trajectory in rolled:
         assert trajectory.stop_reason is StopReason.MAX_TURNS
-        assert _sampled(trajectory) == _sampled(plain[trajectory.id])
+        assert _sampled(trajectory) == _sampled(plain[trajectory.id])  # asking changes no sample
         for response in _responses(trajectory):
-            assert response.scores["logprob"] < 0.0
+            assert set(response.scores) == {"logprob", "sure"}
+            assert max(response.scores.values()) < 0.0
             assert response.verdict.outcome is Outcome.PARTIAL
     checked = {r.verdict.outcome for t in plain.values() for r in _responses(t)}
     assert checked

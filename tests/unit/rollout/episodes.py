@@ -13,7 +13,7 @@ from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import FinishReason, Message, Outcome, Place, Problem, Trajectory, Verdict
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import Episode, EpisodePlan, EpisodeSpec, Start
-from rise_ray.rollout.requests import Check, Completion, Request, Sample
+from rise_ray.rollout.requests import Check, Completion, Request, Sample, ScoreLabels
 from tests.unit.rollout.templates import chat_format, installed
 
 PLAN = EpisodePlan(
@@ -89,5 +89,7 @@ def rolled(spec: EpisodeSpec, attempts: Sequence[str], candidates: str = "no") -
                 reply: list[Any] = [completion(text) for text in texts]
             case Check():
                 reply = [verdict(text) for text in request.texts]
+            case ScoreLabels():
+                reply = [-0.5] * len(request.labels)
         requests += episode.reply(request, reply)
     return episode.trajectory()

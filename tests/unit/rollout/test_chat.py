@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rise_ray.config.settings import ScratchConfig
 from rise_ray.errors import ModelError
 from rise_ray.mdp import Message
-from rise_ray.models.scratch import CHAT_TEMPLATE
+from rise_ray.models.scratch import CHAT_TEMPLATE, _tokenizer
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer
+from rise_ray.tasks.countdown import Countdown
 from tests.unit.rollout import templates
 from tests.unit.rollout.templates import chat_format, installed, rendered, tokenizer, user
 
@@ -154,6 +157,38 @@ def test_a_response_decodes_to_the_text_it_was(text: str) -> None:
     assert ids[-1] == chat.end_of_turn
     assert chat.text(ids, ended=True) == text
     assert chat.text(ids[:-1], ended=False) == text
+
+
+@pytest.mark.parametrize("style", [*FAITHFUL, *SAME_TEXT])
+def test_label_words_are_the_tokens_that_begin_an_answer(style: str) -> None:
+    template, eos, _, _ = {**FAITHFUL, **SAME_TEXT}[style]
+    chat = chat_format(template, eos)
+    state = chat.prompt_ids(user(QUESTION))
+    for word, label in zip(("7", "4"), chat.label_ids(("7", "4")), strict=True):
+        text = chat.tokenizer.decode([*state, label])
+        assert text == rendered(chat, QUESTION) + word
+
+
+def test_label_words_that_the_tokenizer_splits_are_refused_with_words_that_it_does_not() -> None:
+    chat = chat_format(installed("template_chatml"))
+    ids = list(chat.response_ids("perhaps")[:-1])
+    assert len(ids) > 1
+    found = re.escape(f"`7` is {list(chat.response_ids('7')[:-1])}, `perhaps` is {ids}")
+    with pytest.raises(ModelError, match=rf"test/model: .*{found}; .*split: .*A, B, 1, 0$"):
+        chat.label_ids(("7", "perhaps"))
+    with pytest.raises(ModelError, match="different"):
+        chat.label_ids(("7", "7"))
+
+
+def test_a_word_outside_a_closed_vocabulary_is_no_label() -> None:
+    scratch = ScratchConfig(architecture={}, tokenizer="word")
+    chat = ChatFormat(_tokenizer(scratch, Countdown().vocabulary(), []), "countdown")
+    assert len(set(chat.label_ids(("correct", "again")))) == 2
+    unknown = chat.tokenizer.unk_token_id
+    with pytest.raises(
+        ModelError, match=rf"`yes` is \[{unknown}\].*split: .*correct, again, 1, 0$"
+    ):
+        chat.label_ids(("yes", "correct"))
 
 
 def test_a_template_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:

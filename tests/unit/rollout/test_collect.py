@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from rise_ray.errors import DataError, RolloutError, StoreError
+from rise_ray.errors import DataError, ModelError, RolloutError, StoreError
 from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import Place, Trajectory
 from rise_ray.rollout.collect import Tally, roll_phase, specs_for
-from rise_ray.rollout.episode import EpisodeSpec, Start, failed_trajectory
+from rise_ray.rollout.episode import EpisodeSpec, Question, Start, failed_trajectory
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
 from rise_ray.tasks.countdown import Countdown
@@ -189,6 +189,13 @@ def test_responses_that_were_not_to_be_checked_are_no_verdicts() -> None:
     record = tally.record()
     assert (record["verdicts"], record["outcomes"]) == (0, {"partial": 9})
     assert record["accuracy"] == {}
+
+
+def test_a_question_whose_words_are_split_is_refused_before_anything_is_rolled() -> None:
+    task = Countdown()
+    plan = replace(PLAN, question=Question("sure", "Sure ?", ("perhaps", "never")))
+    with pytest.raises(ModelError, match="`perhaps` is"):
+        specs_for(plan, task, chat(), task.load("dev")[:1], samples=1)
 
 
 def test_truncated_responses_are_counted() -> None:

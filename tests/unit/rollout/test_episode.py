@@ -8,8 +8,8 @@ import pytest
 
 from rise_ray.feedback.oracle import Oracle
 from rise_ray.mdp import FinishReason, Outcome, Place, Source, StopReason, state_ids
-from rise_ray.rollout.episode import Episode, Start, failed_trajectory
-from rise_ray.rollout.requests import Check, Completion, Sample
+from rise_ray.rollout.episode import Episode, Question, Start, failed_trajectory
+from rise_ray.rollout.requests import Check, Completion, Request, Sample, ScoreLabels
 from tests.unit.rollout.episodes import (
     LOGPROB,
     PLAN,
@@ -327,6 +327,40 @@ def test_what_is_not_to_be_checked_is_partial_and_never_a_success() -> None:
     episode = Episode(spec(check=False), chat(), 0)
     attempt, _ = samples(episode.start())
     assert len(samples(episode.reply(attempt, [completion("it is 7")]))) == 2  # the next turn
+
+
+QUESTION = Question("sure", "Is it right ?", ("7", "6"))
+
+
+def _asked(requests: list[Request]) -> list[ScoreLabels]:
+    return [request for request in requests if isinstance(request, ScoreLabels)]
+
+
+def test_a_question_is_asked_about_every_response_and_its_answer_is_a_score() -> None:
+    episode = Episode(spec(turns=1, question=QUESTION), chat(), 0)
+    attempt, candidates = samples(episode.start())
+    (check, asked) = episode.reply(attempt, [completion("it is 6")])
+    (beside, *others) = episode.reply(candidates, [completion("~no"), completion("it is 7")])
+    said = chat().feedback_ids(spec().prompt, QUESTION.text, completion("it is 6").token_ids)
+    state = (*attempt.state_ids, *completion("it is 6").token_ids, *said)
+    assert asked == ScoreLabels(0, -1, state, chat().label_ids(QUESTION.words))
+    assert [request.candidate for request in _asked(others)] == [0, 1]
+    assert episode.reply(check, [verdict("it is 6")]) == []
+    assert episode.reply(beside, [verdict("no"), verdict("it is 7")]) == []
+    for request, logprob in zip((asked, *others), (-0.1, -0.2, -0.3), strict=True):
+        assert not episode.done
+        assert episode.reply(request, [logprob, -2.0]) == []
+    (turn,) = episode.trajectory().turns
+    scores = [dict(a.scores) for a in (turn.attempt, *turn.candidates)]
+    assert scores == [{"logprob": LOGPROB, "sure": sure} for sure in (-0.1, -0.2, -0.3)]
+
+
+def test_a_question_needs_room_after_the_longest_response() -> None:
+    prompt = len(chat().prompt_ids(spec().prompt))
+    question = len(chat().feedback_ids(spec().prompt, QUESTION.text, ()))
+    room = prompt + PLAN.sampling.max_tokens + question + 1
+    assert Episode(spec(question=QUESTION, max_model_len=room), chat(), 0).start()
+    assert not Episode(spec(question=QUESTION, max_model_len=room - 1), chat(), 0).start()
 
 
 def _said(trajectory_ids: tuple[int, ...]) -> str:
