@@ -19,7 +19,13 @@ from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
-from rise_ray.rollout.requests import Completion, EngineRequest, Sample, ScoreLabels
+from rise_ray.rollout.requests import (
+    Completion,
+    EngineRequest,
+    Sample,
+    ScoreLabels,
+    ScoreSpans,
+)
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -129,8 +135,12 @@ class Engine:
             case ScoreLabels():
                 ids = request.state_ids
                 settings = _ONE_TOKEN | {"logprob_token_ids": list(request.labels)}
+            case ScoreSpans():
+                ids, settings = request.ids, _ONE_TOKEN | {"prompt_logprobs": 0}
         params = SamplingParams(
-            **settings, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            **settings,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self.llm.add_request(key, tokens_input(list(ids)), params)
         self._requests[key] = request
@@ -181,6 +191,10 @@ def _reply(request: EngineRequest, output: RequestOutput) -> list[Any]:
         case ScoreLabels():
             at = samples[0].logprobs[0]
             return _renormalised([at[label].logprob for label in request.labels])
+        case ScoreSpans():
+            positions = zip(request.ids[1:], output.prompt_logprobs[1:], strict=True)
+            logprobs = [at[token].logprob for token, at in positions]
+            return [math.fsum(logprobs[start - 1 : end - 1]) for start, end in request.spans]
 
 
 def _finish_reason(key: str, sample: CompletionOutput) -> FinishReason:

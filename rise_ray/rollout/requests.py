@@ -1,7 +1,7 @@
 """What an episode asks for, and the replies: the worker sends each to where it is answered.
 
-    Sample, ScoreLabels   the engine
-    Check                 the verifier
+    Sample, ScoreLabels, ScoreSpans   the engine
+    Check                             the verifier
 
 Each is one question with everything in it that its answer depends on, so an episode is a pure
 function of the replies.
@@ -69,6 +69,23 @@ class ScoreLabels:
     labels: tuple[int, ...]
 
 
-EngineRequest = Sample | ScoreLabels
+@dataclass(frozen=True, slots=True)
+class ScoreSpans:
+    """How likely are given tokens? The reply is the sum of log-probabilities of each span.
+
+    A span is (start, end) in `ids`, the end exclusive, the start at least 1. vLLM computes the
+    whole sequence anew for it: for likelihoods, not for a search.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        for start, end in self.spans:
+            if not 1 <= start < end <= len(self.ids):
+                raise ValueError(f"span {start}:{end} is not within 1:{len(self.ids)}")
+
+
+EngineRequest = Sample | ScoreLabels | ScoreSpans
 Request = Sample | Check | ScoreLabels
 """What a chain of attempts asks for."""

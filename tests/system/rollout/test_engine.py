@@ -15,7 +15,7 @@ from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason, WeightVersion
 from rise_ray.rollout.engine import Engine
 from rise_ray.rollout.pool import RolloutPool
-from rise_ray.rollout.requests import EngineRequest, Sample, ScoreLabels
+from rise_ray.rollout.requests import EngineRequest, Sample, ScoreLabels, ScoreSpans
 from rise_ray.rollout.worker import RolloutWorker
 from rise_ray.sync.parity import reference_logprobs
 from tests.system.rollout.conftest import on_a_worker
@@ -100,14 +100,15 @@ def test_scores_are_the_models_own_log_probabilities(
     pair: RolloutPool, tiny_model: WeightVersion
 ) -> None:
     """Before temperature and top-p; requests of all kinds share the engine's batches."""
-    labels = (60, 6, 33)
+    labels, spans = (60, 6, 33), ((1, 3), (2, 20), (5, 6))
     text = tuple(range(30, 50))
-    completions, (greedy,), among, more = _ask(
+    completions, (greedy,), among, more, sums = _ask(
         pair,
         _sample(4, HOT),
         _sample(1, SamplingConfig(max_tokens=MOST, temperature=0.0)),
         ScoreLabels(0, -1, text, labels),
         ScoreLabels(0, 0, PROMPT, (7, 8)),
+        ScoreSpans(text, spans),
     )
     sampled = [*completions, greedy]
     expected = _by_hugging_face(
@@ -116,6 +117,7 @@ def test_scores_are_the_models_own_log_probabilities(
             *((*PROMPT, *c.token_ids) for c in sampled),
             *((*text, label) for label in labels),
             *((*PROMPT, label) for label in (7, 8)),
+            text,
         ],
     )
     for completion, logprobs in zip(sampled, expected, strict=False):
@@ -126,9 +128,12 @@ def test_scores_are_the_models_own_log_probabilities(
         total = _log_sum_exp(found)
         assert scored == pytest.approx([value - total for value in found], abs=TOLERANCE)
         assert _log_sum_exp(scored) == pytest.approx(0.0, abs=1e-6)
+    by_span = [sum(expected[10][start - 1 : end - 1]) for start, end in spans]
+    assert sums == pytest.approx(by_span, abs=len(text) * TOLERANCE)
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:
+
     return math.log(sum(math.exp(value) for value in values))
 
 
