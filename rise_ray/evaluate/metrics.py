@@ -69,14 +69,14 @@ def evaluate(
     runs = sorted(trajectories, key=lambda t: (t.problem.id, t.sample))
     _check(runs, turns, parallel)
     scored_turns = {
-        (t.problem.id, t.sample): sequential_scores([turn.attempt for turn in t.turns], turns)
+        (t.problem.id, t.sample): sequential_scores(_sequential_run(t), turns)
         for t in runs
-        if not _sequential_errors(t)
+        if not _errors(t, _sequential_run(t))
     }
     scored_sets = {
         (t.problem.id, t.sample): parallel_scores(_parallel_set(t), parallel)
         for t in runs
-        if not _parallel_errors(t)
+        if not _errors(t, _parallel_set(t))
     }
     problem_ids = tuple(dict.fromkeys(t.problem.id for t in runs))
     values = _per_problem(problem_ids, scored_turns, sequential_scores([], turns))
@@ -210,25 +210,18 @@ def _per_problem(
     return values
 
 
+def _sequential_run(trajectory: Trajectory) -> Sequence[Attempt]:
+    return [turn.attempt for turn in trajectory.turns]
+
+
 def _parallel_set(trajectory: Trajectory) -> Sequence[Attempt]:
     return trajectory.turns[0].candidates if trajectory.turns else ()
 
 
-def _sequential_errors(trajectory: Trajectory) -> list[str]:
-    """Why the sequential run is not usable; empty if it is."""
+def _errors(trajectory: Trajectory, attempts: Sequence[Attempt]) -> list[str]:
+    """Why these attempts, a run or a set of the trajectory, are not usable; empty if they are."""
     if trajectory.stop_reason is StopReason.ERROR:
         return [_reason("episode", trajectory.error)]
-    return _verdict_errors(turn.attempt for turn in trajectory.turns)
-
-
-def _parallel_errors(trajectory: Trajectory) -> list[str]:
-    """Why the parallel set is not usable; empty if it is."""
-    if trajectory.stop_reason is StopReason.ERROR:
-        return [_reason("episode", trajectory.error)]
-    return _verdict_errors(_parallel_set(trajectory))
-
-
-def _verdict_errors(attempts: Iterable[Attempt]) -> list[str]:
     verdicts = [a.verdict for a in attempts]
     return [_reason("verdict", v.reason) for v in verdicts if v.outcome is Outcome.ERROR]
 
@@ -244,9 +237,8 @@ def _counts(
 ) -> dict[str, Any]:
     """Trajectories behind the metrics, and those left out by reason (once per reason each)."""
     reasons: Counter[str] = Counter()
-    for trajectory in runs:
-        found = _sequential_errors(trajectory) + _parallel_errors(trajectory)
-        reasons.update(dict.fromkeys(found, 1))
+    for t in runs:
+        reasons.update({*_errors(t, _sequential_run(t)), *_errors(t, _parallel_set(t))})
     return {
         "trajectories": len(runs),
         "excluded_sequential": len(runs) - len(scored_turns),
@@ -263,8 +255,7 @@ def _check(runs: Sequence[Trajectory], turns: int, parallel: int) -> None:
         if (before.problem.id, before.sample) == (after.problem.id, after.sample):
             raise ValueError(f"{after.id}: a second trajectory of the same problem and sample")
     for trajectory in runs:
-        found = _not_an_evaluation(trajectory, turns, parallel)
-        if found:
+        if found := _not_an_evaluation(trajectory, turns, parallel):
             raise ValueError(f"{trajectory.id}: {found}")
 
 
