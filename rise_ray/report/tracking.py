@@ -143,17 +143,11 @@ class TrackerHandle:
 
     def latest(self) -> dict[str, Any] | None:
         """See `Tracker.latest`."""
-        latest: dict[str, Any] | None = self._answer(
-            "reading the newest measurement", self._tracker.latest.remote()
-        )
-        return latest
+        return self._answer("reading the newest measurement", self._tracker.latest.remote())
 
     def records(self) -> list[dict[str, Any]]:
         """See `Tracker.records`."""
-        records: list[dict[str, Any]] = self._answer(
-            "reading the measurements", self._tracker.records.remote()
-        )
-        return records
+        return self._answer("reading the measurements", self._tracker.records.remote())
 
     def flush(self) -> None:
         """See `Tracker.flush`."""
@@ -261,14 +255,10 @@ def _flat(record: dict[str, Any]) -> dict[str, float]:
     for key, value in record.items():
         items = value.items() if isinstance(value, dict) else [(key, value)]
         for name, item in items:
-            number = item["value"] if _is_interval(item) else item
+            number = item["value"] if isinstance(item, dict) and "value" in item else item
             if isinstance(number, int | float) and name != "time":
                 flat[f"{prefix}/{name}"] = number
     return flat
-
-
-def _is_interval(item: Any) -> bool:
-    return isinstance(item, dict) and "value" in item
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -169,18 +169,15 @@ class Folder:
         if self.is_local:
             return Path(path)
         with self._reported("", "cannot be copied to this node"):
-            listing = [
-                (name, facts)
-                for name, facts in sorted(filesystem.find(path, detail=True).items())
-                if without is None or not name.endswith(without)
-            ]
+            listing = filesystem.find(path, detail=True)
+            names = sorted(n for n in listing if without is None or not n.endswith(without))
+            content = [(name, listing[name]) for name in names]
             family = _short_hash(f"{self.uri.rstrip('/').rpartition('/')[0]} {without}")
-            names = [name for name, _ in listing]
 
             def fill(copy: Path) -> None:
                 filesystem.get(names, [f"{copy}/{n.removeprefix(path).lstrip('/')}" for n in names])
 
-            return node_copy(family, _short_hash(f"{self.uri} {listing}"), fill)
+            return node_copy(family, _short_hash(f"{self.uri} {content}"), fill)
 
     def _replace_by(self, source: Path) -> None:
         path = Path(self.path)
@@ -204,12 +201,8 @@ class Folder:
                 entries = filesystem.ls(path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        found = [
-            entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            for entry in entries
-            if entry["type"] == kind
-        ]
-        return sorted(name for name in found if not name.startswith("."))
+        names = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == kind]
+        return sorted(name for name in names if not name.startswith("."))
 
     @contextmanager
     def _reported(self, name: str, failure: str) -> Iterator[None]:
@@ -225,9 +218,8 @@ class Folder:
             if self.is_local:
                 raise
             # Every file system of fsspec has errors of its own for a network that is away.
-            raise UnreachableError(
-                f"{where}: {failure}: {type(error).__name__}: {error}"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UnreachableError(f"{where}: {failure}: {reason}") from error
 
     def _join(self, name: str) -> str:
         return f"{self._located[1]}/{name}" if name else self._located[1]

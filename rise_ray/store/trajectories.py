@@ -108,14 +108,14 @@ def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
     """The inverse of `trajectory_to_row`."""
     problem = row["problem"] | {"data": json.loads(row["problem"]["data"])}
     turns = [
-        turn
-        | {
+        {
+            **turn,
             "attempt": _with_named_scores(turn["attempt"]),
             "candidates": [_with_named_scores(candidate) for candidate in turn["candidates"]],
         }
         for turn in row["turns"]
     ]
-    # The place's fields are the row's own columns; what a value has no field for is left out.
+    # A place's fields are columns of the row; what a value has no field for is left out.
     nested = {"place": row, "problem": problem, "turns": turns}
     return _FROM_ROW.validate_python(row | nested)
 
