@@ -260,9 +260,9 @@ class Provenance:
     """Where an example came from, down to the response.
 
     `source` is `attempt`, `candidate`, `teacher` or `demonstration`; `turn` and `candidate` are
-    indices in the trajectory (candidate -1: the attempt itself). A
-    demonstration has no trajectory and was never checked: its `trajectory_id` is its own id, its
-    `reward` None, its versions -1 and empty.
+    indices in the trajectory (candidate -1: the attempt itself). A demonstration has no trajectory
+    and was never checked: its `trajectory_id` is its own id, its `reward` None, its versions -1
+    and empty.
     """
 
     source: str

@@ -52,10 +52,6 @@ class Rule(Protocol):
     """Which responses of a trajectory are trained on, and with what weights."""
 
     @property
-    def name(self) -> str:
-        """The rule's name in configs."""
-
-    @property
     def drop_duplicates(self) -> bool:
         """Whether one of several rows with the same tokens is enough."""
 

@@ -129,10 +129,9 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
     """What a reader wants to know of the settings before looking at a figure."""
     train = config["train"]
     evaluation, sampling = config["evaluation"], config["evaluation"]["sampling"]
-    model = config["model"]["path"] or "made from scratch"
     return {
         "Task": config["task"]["name"],
-        "Model": model,
+        "Model": config["model"]["path"] or "made from scratch",
         "Iterations": f"{config['iterations']}, each from the {config['start_from']} model, "
         f"{config['data']} data",
         "Problems": f"{config['problems'] or 'all'} of {config['split']} per iteration",

@@ -68,10 +68,9 @@ def accuracy_by_tokens(record: Record) -> str:
         # Answers of a set are drawn alike: k of them cost k times one. A vote of one is no vote.
         answer = metrics["tokens_parallel"]["value"] / parallel
         sizes = range(2, parallel + 1)
+        spent = [size * answer for size in sizes]
         voted = [metrics[f"m{size}@t1"] for size in sizes]
-        ends.append(
-            _banded_line(axes, "parallel", [k * answer for k in sizes], voted, _CONTROLS[0])
-        )
+        ends.append(_banded_line(axes, "parallel", spent, voted, _CONTROLS[0]))
     return _svg(axes, ends, "accuracy-by-tokens")
 
 

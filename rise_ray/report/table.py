@@ -60,7 +60,8 @@ def results_table(
     table.add_column("keeps right /\nfixes wrong", justify="right")
     for model, record in evaluated.items():
         table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
-    lines = [_comparison_line(comparison) for comparison in comparisons]
+    said = [(sentence(one), _STYLES.get(finding(one), "")) for one in comparisons]
+    lines = [Text.assemble("- ", line) for line in said]
     return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
 
 
@@ -125,8 +126,3 @@ def _caption(record: Record) -> str:
         f"{plural(record['n'], 'problem')} x {plural(record['samples'], 'sample')}; "
         f"{sampling}; window {window(record['window'])}; feedback {record['feedback']}"
     )
-
-
-def _comparison_line(comparison: Mapping[str, Any]) -> Text:
-    style = _STYLES.get(finding(comparison), "")
-    return Text.assemble("- ", (sentence(comparison), style))

@@ -8,6 +8,7 @@ training that goes on from a state, those after the state's step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import netrc
@@ -121,16 +122,11 @@ class Tracker:
 
 
 class TrackerHandle:
-    """The tracker as the driver has it: `Tracker`'s methods, each with a deadline.
-
-    Args:
-        tracker: the actor.
-        deadline_s: seconds, of one method (`ray.task_deadline_s`).
-    """
+    """The actor as the driver has it: `Tracker`'s methods, each answered within `deadline_s`."""
 
     def __init__(self, tracker: Any, deadline_s: float) -> None:
         self._tracker = tracker
-        self._deadline_s = deadline_s
+        self._answer = functools.partial(answer, deadline_s=deadline_s)
 
     def open(self) -> None:
         """See `Tracker.open`."""
@@ -156,9 +152,6 @@ class TrackerHandle:
     def close(self) -> None:
         """See `Tracker.close`."""
         self._answer("closing the measurements", self._tracker.close.remote())
-
-    def _answer(self, what: str, call: Any) -> Any:
-        return answer(what, call, self._deadline_s)
 
 
 def start_tracker(config: RunConfig, folder: Folder) -> TrackerHandle:

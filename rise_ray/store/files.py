@@ -34,7 +34,8 @@ class Folder:
 
     Names in methods are relative and use `/`. Nothing is created before the first write.
 
-    Every method raises a StoreError that names the file where the store fails.
+    Every method raises a StoreError that names the file where the store fails (is full, read-only,
+    away, without permission).
     """
 
     uri: str
@@ -80,20 +81,12 @@ class Folder:
         return self._listed("directory")
 
     def read(self, name: str) -> bytes:
-        """A file's content.
-
-        Raises:
-            StoreError: it is missing or unreadable.
-        """
+        """A file's content; a StoreError also where it is missing."""
         with self._reported(name, "cannot be read"):
             return bytes(self._located[0].cat_file(self._join(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file so that it is seen whole or not at all.
-
-        Raises:
-            StoreError: the folder cannot be written (full, read-only, no permission).
-        """
+        """Write a file so that it is seen whole or not at all."""
         target = self._join(name)
         with self._reported(name, "cannot be written"):
             if not self.is_local:  # object stores publish an object when its upload is complete
@@ -136,9 +129,6 @@ class Folder:
 
         A local folder appears by one rename. On an object store the files are uploaded in
         sorted order with `config.json` last: a model folder without it is unfinished.
-
-        Raises:
-            StoreError: the folder cannot be written.
         """
         filesystem, path = self._located
         with self._reported("", "cannot be written"):

@@ -121,11 +121,7 @@ def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
 
 
 class TrajectoryStore:
-    """The trajectories of one run.
-
-    Args:
-        folder: the run's `trajectories` folder.
-    """
+    """The trajectories of one run, in its `trajectories` folder."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -172,11 +168,7 @@ class TrajectoryStore:
         return found
 
     def parts(self, place: Place, sealed: str | None = None) -> list[str]:
-        """Names of the part files of a phase, sorted.
-
-        Args:
-            place: which.
-            sealed: the phase's digest, if it is done.
+        """Names of the part files of a phase, sorted; `sealed` is its digest, if it is done.
 
         Raises:
             StoreError: the parts are not those that were sealed.
@@ -237,12 +229,7 @@ class TrajectoryStore:
         return _digest(self.parts(place))
 
     def merge(self, place: Place, parts: Mapping[str, pa.Table]) -> None:
-        """Make one part of several, which then go.
-
-        Args:
-            place: which.
-            parts: by name, the rows to keep of each.
-        """
+        """Make one part of several, by name the rows to keep of each; these then go."""
         merged = pa.concat_tables(parts.values()).sort_by("id").combine_chunks()
         by = self.write_table(place, merged) if merged.num_rows else None
         for name in parts:

@@ -44,13 +44,9 @@ class Revision(WeightedByReward):
                 assert reward is not None  # only such are chosen
                 weight = self.weight(trajectory, turn, response, reward, context, dropped)
                 if weight is not None:
+                    weight *= factor
                     yield response_row(
-                        trajectory,
-                        turn,
-                        candidate,
-                        rule=rule,
-                        reward=reward,
-                        weight=factor * weight,
+                        trajectory, turn, candidate, rule=rule, reward=reward, weight=weight
                     )
 
     def _choose(
