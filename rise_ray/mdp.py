@@ -210,24 +210,27 @@ class WeightVersion:
     parity: str
 
 
+def shown_turns(turns: Sequence[Turn], turn: int, window: int | None) -> Sequence[Turn]:
+    """What the state of `turn` shows: its last `window - 1` turns (RISE's k), whole; None, all."""
+    return turns[0 if window is None else max(0, turn - (window - 1)) : turn]
+
+
 def state_ids(
     prompt_ids: Sequence[int], turns: Sequence[Turn], turn: int, window: int | None
 ) -> tuple[int, ...]:
     """What the model sees when turn number `turn` (from 0) is taken, in tokens.
 
-    The prompt, and each earlier attempt that is shown with the feedback after it.
+    The prompt, and each earlier attempt that is shown with the feedback after it. Without a
+    window a state's ids extend those of the state before it.
 
     Args:
         prompt_ids: the rendered prompt up to and including the first assistant header.
         turns: at least the first `turn` turns, each with its `feedback_ids`.
         turn: which turn is about to be taken; 0 gives the bare prompt.
-        window: RISE's k: only the last `window - 1` earlier turns are shown, whole; None, all.
-
-    Without a window a state's ids extend those of the state before it.
+        window: see `shown_turns`.
     """
-    first = 0 if window is None else max(0, turn - (window - 1))
     ids = list(prompt_ids)
-    for earlier in turns[first:turn]:
+    for earlier in shown_turns(turns, turn, window):
         ids += (*earlier.attempt.token_ids, *earlier.feedback_ids)
     return tuple(ids)
 
@@ -257,9 +260,9 @@ class Provenance:
     """Where an example came from, down to the response.
 
     `source` is `attempt`, `candidate`, `teacher` or `demonstration`; `turn` and `candidate` are
-    indices in the trajectory (candidate -1: the attempt itself). A
-    demonstration has no trajectory and was never checked: its `trajectory_id` is its own id, its
-    `reward` None, its versions -1 and empty.
+    indices in the trajectory (candidate -1: the attempt itself). A demonstration has no trajectory
+    and was never checked: its `trajectory_id` is its own id, its `reward` None, its versions -1
+    and empty.
     """
 
     source: str

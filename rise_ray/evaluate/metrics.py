@@ -1,8 +1,7 @@
 """RISE's evaluation metrics (arXiv 2407.18219), and SCoRe's beside them, with intervals.
 
-A trajectory of phase `eval` holds one sequential run (its turns, never stopped,
-always told to retry) and one parallel set (its first turn's candidates: independent first
-answers).
+A trajectory of phase `eval` holds one sequential run (its turns, never stopped, always told to
+retry) and one parallel set (its first turn's candidates: independent first answers).
 
 What the sources leave open is settled here:
 - A check that failed is not a wrong answer. A sequential run with an `error` verdict is left out
@@ -68,16 +67,16 @@ def evaluate(
     """
     runs = sorted(trajectories, key=lambda t: (t.problem.id, t.sample))
     _check(runs, turns, parallel)
-    scored_turns = {
-        (t.problem.id, t.sample): sequential_scores([turn.attempt for turn in t.turns], turns)
+    scored_turns = [
+        (t.problem.id, sequential_scores(_sequential_run(t), turns))
         for t in runs
-        if not _sequential_errors(t)
-    }
-    scored_sets = {
-        (t.problem.id, t.sample): parallel_scores(_parallel_set(t), parallel)
+        if not _errors(t, _sequential_run(t))
+    ]
+    scored_sets = [
+        (t.problem.id, parallel_scores(_parallel_set(t), parallel))
         for t in runs
-        if not _parallel_errors(t)
-    }
+        if not _errors(t, _parallel_set(t))
+    ]
     problem_ids = tuple(dict.fromkeys(t.problem.id for t in runs))
     values = _per_problem(problem_ids, scored_turns, sequential_scores([], turns))
     values |= _per_problem(problem_ids, scored_sets, parallel_scores([], parallel))
@@ -88,7 +87,7 @@ def evaluate(
         samples=max(Counter(t.problem.id for t in runs).values()),
         metrics=bootstrap_intervals(values, bootstrap=bootstrap, seed=seed),
         values=values,
-        counts=_counts(runs, scored_turns, scored_sets),
+        counts=_counts(runs, len(scored_turns), len(scored_sets)),
     )
 
 
@@ -193,7 +192,7 @@ def scale_of(name: str) -> Scale:
 
 def _per_problem(
     problem_ids: tuple[str, ...],
-    scored: Mapping[tuple[str, int], Mapping[str, Score]],
+    scored: Sequence[tuple[str, Mapping[str, Score]]],
     names: Iterable[str],
 ) -> dict[str, ProblemValues]:
     """Each problem's mean over its usable samples; problems without one count nowhere."""
@@ -202,7 +201,7 @@ def _per_problem(
     samples = np.maximum(np.bincount(rows, minlength=len(problem_ids)), 1)
     values = {}
     for name in names:
-        pairs = np.array([scores[name] for scores in scored.values()], float).reshape(-1, 2)
+        pairs = np.array([scores[name] for _, scores in scored], float).reshape(-1, 2)
         sums = [np.bincount(rows, pairs[:, i], minlength=len(problem_ids)) for i in (0, 1)]
         values[name] = ProblemValues(
             problem_ids, sums[0] / samples, sums[1] / samples, scale_of(name)
@@ -210,25 +209,18 @@ def _per_problem(
     return values
 
 
+def _sequential_run(trajectory: Trajectory) -> Sequence[Attempt]:
+    return [turn.attempt for turn in trajectory.turns]
+
+
 def _parallel_set(trajectory: Trajectory) -> Sequence[Attempt]:
     return trajectory.turns[0].candidates if trajectory.turns else ()
 
 
-def _sequential_errors(trajectory: Trajectory) -> list[str]:
-    """Why the sequential run is not usable; empty if it is."""
+def _errors(trajectory: Trajectory, attempts: Sequence[Attempt]) -> list[str]:
+    """Why these attempts, a run or a set of the trajectory, are not usable; empty if they are."""
     if trajectory.stop_reason is StopReason.ERROR:
         return [_reason("episode", trajectory.error)]
-    return _verdict_errors(turn.attempt for turn in trajectory.turns)
-
-
-def _parallel_errors(trajectory: Trajectory) -> list[str]:
-    """Why the parallel set is not usable; empty if it is."""
-    if trajectory.stop_reason is StopReason.ERROR:
-        return [_reason("episode", trajectory.error)]
-    return _verdict_errors(_parallel_set(trajectory))
-
-
-def _verdict_errors(attempts: Iterable[Attempt]) -> list[str]:
     verdicts = [a.verdict for a in attempts]
     return [_reason("verdict", v.reason) for v in verdicts if v.outcome is Outcome.ERROR]
 
@@ -239,18 +231,15 @@ def _reason(where: str, text: str | None) -> str:
     return f"{where}: {lines[0][:160] if lines else 'no reason given'}"
 
 
-def _counts(
-    runs: Sequence[Trajectory], scored_turns: Mapping[Any, Any], scored_sets: Mapping[Any, Any]
-) -> dict[str, Any]:
+def _counts(runs: Sequence[Trajectory], scored_turns: int, scored_sets: int) -> dict[str, Any]:
     """Trajectories behind the metrics, and those left out by reason (once per reason each)."""
     reasons: Counter[str] = Counter()
-    for trajectory in runs:
-        found = _sequential_errors(trajectory) + _parallel_errors(trajectory)
-        reasons.update(dict.fromkeys(found, 1))
+    for t in runs:
+        reasons.update({*_errors(t, _sequential_run(t)), *_errors(t, _parallel_set(t))})
     return {
         "trajectories": len(runs),
-        "excluded_sequential": len(runs) - len(scored_turns),
-        "excluded_parallel": len(runs) - len(scored_sets),
+        "excluded_sequential": len(runs) - scored_turns,
+        "excluded_parallel": len(runs) - scored_sets,
         "context_overflow": sum(t.stop_reason is StopReason.CONTEXT_OVERFLOW for t in runs),
         "errors": dict(sorted(reasons.items())),
     }
@@ -263,8 +252,7 @@ def _check(runs: Sequence[Trajectory], turns: int, parallel: int) -> None:
         if (before.problem.id, before.sample) == (after.problem.id, after.sample):
             raise ValueError(f"{after.id}: a second trajectory of the same problem and sample")
     for trajectory in runs:
-        found = _not_an_evaluation(trajectory, turns, parallel)
-        if found:
+        if found := _not_an_evaluation(trajectory, turns, parallel):
             raise ValueError(f"{trajectory.id}: {found}")
 
 

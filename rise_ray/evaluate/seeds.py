@@ -23,7 +23,7 @@ from rise_ray.evaluate.intervals import (
     Array,
     Interval,
     ProblemValues,
-    Scale,
+    difference_scale,
     percentile_interval,
     resampled,
 )
@@ -45,9 +45,7 @@ def seed_metrics(
     """
     return {
         model: {
-            name: _interval(
-                [run[model].values[name] for run in runs], bootstrap=bootstrap, seed=seed
-            )
+            name: _interval(_values(runs, Figure(model, name)), bootstrap, seed)
             for name in runs[0][model].values
         }
         for model in runs[0]
@@ -67,13 +65,12 @@ def seed_comparisons(
         a, b = _values(runs, left), _values(runs, right)
         each = [paired(x, y, bootstrap=bootstrap, seed=seed) for x, y in zip(a, b, strict=True)]
         common = [_common(x, y) for x, y in zip(a, b, strict=True)]
-        difference = _difference(common, bootstrap=bootstrap, seed=seed)
         comparisons.append(
             {
                 "left": {**asdict(left), "value": _mean([values.value for values in a])},
                 "right": {**asdict(right), "value": _mean([values.value for values in b])},
                 "note": note,
-                **difference.as_dict(),
+                **_difference(common, bootstrap, seed).as_dict(),
                 "n": min(one.n for one in each),
                 "seeds": [asdict(one) for one in each],
             }
@@ -81,35 +78,28 @@ def seed_comparisons(
     return comparisons
 
 
-def _interval(values: Sequence[ProblemValues], *, bootstrap: int, seed: int) -> Interval:
+def _interval(values: Sequence[ProblemValues], bootstrap: int, seed: int) -> Interval:
     mean = _mean([one.value for one in values])
-    if mean is None:
-        return Interval(None, None, None)
-    drawn = _over_drawn_seeds(resampled(list(values), bootstrap, seed), seed)
+    drawn = _over_drawn_seeds(resampled(values, bootstrap, seed), seed)
     return percentile_interval(mean, drawn, values[0].scale, min(one.n for one in values))
 
 
 def _difference(
-    pairs: Sequence[tuple[ProblemValues, ProblemValues]], *, bootstrap: int, seed: int
+    pairs: Sequence[tuple[ProblemValues, ProblemValues]], bootstrap: int, seed: int
 ) -> Interval:
     """The mean of the pairs' differences, left minus right."""
     means = [None if a.value is None or b.value is None else a.value - b.value for a, b in pairs]
-    mean = _mean(means)
-    if mean is None:
-        return Interval(None, None, None)
     ratios = resampled([side for pair in pairs for side in pair], bootstrap, seed)
     drawn = _over_drawn_seeds(ratios[:, ::2] - ratios[:, 1::2], seed)
-    bounded = all(side.scale is not Scale.AMOUNT for side in pairs[0])
-    scale = Scale.DIFFERENCE if bounded else Scale.AMOUNT
-    return percentile_interval(mean, drawn, scale, min(a.n for a, _ in pairs))
+    scale = difference_scale(*pairs[0])
+    return percentile_interval(_mean(means), drawn, scale, min(a.n for a, _ in pairs))
 
 
 def _over_drawn_seeds(figures: Array, seed: int) -> Array:
     """Each resample's mean over seeds drawn with replacement; `figures` is [resamples, seeds]."""
-    resamples, seeds = figures.shape
+    seeds = figures.shape[1]
     drawn = np.random.default_rng([seed, seeds]).integers(0, seeds, size=figures.shape)
-    means: Array = figures[np.arange(resamples)[:, None], drawn].mean(axis=1)
-    return means
+    return np.take_along_axis(figures, drawn, axis=1).mean(axis=1)
 
 
 def _together(runs: Sequence[Results]) -> dict[str, EvalResult]:
@@ -117,19 +107,16 @@ def _together(runs: Sequence[Results]) -> dict[str, EvalResult]:
     return {
         model: replace(
             result,
-            values={
-                name: replace(
-                    values,
-                    numerator=np.sum([run[model].values[name].numerator for run in runs], axis=0),
-                    denominator=np.sum(
-                        [run[model].values[name].denominator for run in runs], axis=0
-                    ),
-                )
-                for name, values in result.values.items()
-            },
+            values={name: _sum(_values(runs, Figure(model, name))) for name in result.values},
         )
         for model, result in runs[0].items()
     }
+
+
+def _sum(values: Sequence[ProblemValues]) -> ProblemValues:
+    numerator = np.sum([one.numerator for one in values], axis=0)
+    denominator = np.sum([one.denominator for one in values], axis=0)
+    return replace(values[0], numerator=numerator, denominator=denominator)
 
 
 def _values(runs: Sequence[Results], figure: Figure) -> list[ProblemValues]:
@@ -138,12 +125,12 @@ def _values(runs: Sequence[Results], figure: Figure) -> list[ProblemValues]:
 
 def _common(a: ProblemValues, b: ProblemValues) -> tuple[ProblemValues, ProblemValues]:
     """Both sides without the problems that have no case of one of them."""
-    both = ((a.denominator > 0) & (b.denominator > 0)).astype(np.float64)
-    sides = (
+    both = (a.denominator > 0) & (b.denominator > 0)
+    left, right = (
         replace(side, numerator=side.numerator * both, denominator=side.denominator * both)
         for side in (a, b)
     )
-    return next(sides), next(sides)
+    return left, right
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -23,12 +23,9 @@ def majority(verdicts: Sequence[Verdict]) -> Verdict | None:
             includes it is known either), or names no answer although one was judged.
     """
     votes = [verdict for verdict in verdicts if _casts_vote(verdict)]
-    # Counter keeps first-seen order and max returns the first maximum: the earliest wins ties.
-    tally = Counter(verdict.answer for verdict in votes)
-    if not tally:
-        return None
-    winner = max(tally, key=tally.__getitem__)
-    return next(verdict for verdict in votes if verdict.answer == winner)
+    counts = Counter(verdict.answer for verdict in votes)
+    # `max` returns the first maximum: the earliest answer wins ties.
+    return max(votes, key=lambda verdict: counts[verdict.answer], default=None)
 
 
 def majority_is_right(verdicts: Sequence[Verdict]) -> bool:

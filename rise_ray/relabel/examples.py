@@ -18,37 +18,28 @@ class Relabeled:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def relabel(trajectory: Trajectory, rule: Rule, max_tokens: int, context: RuleContext) -> Relabeled:
-    """The examples of one trajectory; none of one that ended as `error`.
+def relabel(
+    trajectories: Iterable[Trajectory], rule: Rule, max_tokens: int, context: RuleContext
+) -> Relabeled:
+    """The examples of trajectories, in their order; none of one that ended as `error`.
 
     Args:
-        trajectory: as stored.
+        trajectories: as stored.
         rule: which responses, with what weights.
         max_tokens: longest row; a teacher's answer may be longer.
         context: of the rule.
     """
     result = Relabeled()
-    if trajectory.stop_reason is StopReason.ERROR:
-        result.dropped["trajectory_error"] += 1
-        return result
-    for row in rule.rows(trajectory, context, result.dropped):
-        if len(row.input_ids) > max_tokens:
-            result.dropped["too_long"] += 1
-        else:
-            result.examples.append(_example(trajectory, row))
-    return result
-
-
-def relabel_all(
-    trajectories: Iterable[Trajectory], rule: Rule, max_tokens: int, context: RuleContext
-) -> Relabeled:
-    """`relabel` over many trajectories, in their order."""
-    total = Relabeled()
     for trajectory in trajectories:
-        one = relabel(trajectory, rule, max_tokens, context)
-        total.examples += one.examples
-        total.dropped += one.dropped
-    return total
+        if trajectory.stop_reason is StopReason.ERROR:
+            result.dropped["trajectory_error"] += 1
+            continue
+        for row in rule.rows(trajectory, context, result.dropped):
+            if len(row.input_ids) > max_tokens:
+                result.dropped["too_long"] += 1
+            else:
+                result.examples.append(_example(trajectory, row))
+    return result
 
 
 def _example(trajectory: Trajectory, row: Row) -> Example:

@@ -27,7 +27,7 @@ import ray
 
 from rise_ray.errors import TrainError, user_error
 from rise_ray.mdp import Example, Outcome, Place, Trajectory, derive_seed
-from rise_ray.relabel.examples import Relabeled, relabel_all
+from rise_ray.relabel.examples import Relabeled, relabel
 from rise_ray.relabel.rewards import Tally, tally_of
 from rise_ray.relabel.rule import Rule, RuleContext
 from rise_ray.store.examples import (
@@ -131,9 +131,9 @@ def _in_this_process(parts: Sequence[Part], arguments: dict[str, Any]) -> Iterat
 def _by_ray_data(parts: Sequence[Part], arguments: dict[str, Any]) -> Iterator[pa.Table]:
     # Orders are hashes, even over their range: no sampling is needed to cut it evenly. Each sort
     # task asks for a whole CPU, and Ray Data (2.60) has no way to ask for less.
-    rows = _mapped(parts, _relabel_part, arguments).sort(
-        "order", boundaries=_boundaries(-(-len(parts) // _PARTS_PER_PARTITION))
-    )
+    partitions = -(-len(parts) // _PARTS_PER_PARTITION)
+    boundaries = [number * 2**63 // partitions for number in range(1, partitions)]
+    rows = _mapped(parts, _relabel_part, arguments).sort("order", boundaries=boundaries)
     yield from rows.iter_batches(batch_size=EXAMPLES_PER_PART, batch_format="pyarrow")
 
 
@@ -158,10 +158,6 @@ def _of_batch(
 ) -> Iterator[pa.Table]:
     """The work of a batch of one part."""
     yield from work({"folder": str(batch["folder"][0]), "name": str(batch["name"][0])}, **arguments)
-
-
-def _boundaries(partitions: int) -> list[int]:
-    return [number * 2**63 // partitions for number in range(1, partitions)]
 
 
 def _tally(parts: Sequence[Part], few: bool) -> Tally:
@@ -190,7 +186,7 @@ def _relabel_part(
     part: Part, rule: Rule, max_tokens: int, context: RuleContext
 ) -> Iterator[pa.Table]:
     for trajectories in _trajectories(part):
-        yield _rows(relabel_all(trajectories, rule, max_tokens, context), context.seed)
+        yield _rows(relabel(trajectories, rule, max_tokens, context), context.seed)
 
 
 def _trajectories(part: Part) -> Iterator[Iterator[Trajectory]]:
@@ -203,16 +199,12 @@ def _trajectories(part: Part) -> Iterator[Iterator[Trajectory]]:
 def _rows(result: Relabeled, seed: int) -> pa.Table:
     examples = examples_to_table(result.examples)
     columns: dict[str, Any] = {name: examples[name] for name in EXAMPLE_SCHEMA.names}
-    columns["order"] = pa.array(_orders(result.examples, seed), pa.int64())
-    columns["weight"] = pa.array([example_weight(e) for e in result.examples], pa.float64())
-    columns["dropped"] = pa.nulls(len(result.examples), pa.string())
+    columns["order"] = _orders(result.examples, seed)
+    columns["weight"] = [example_weight(e) for e in result.examples]
+    columns["dropped"] = [None] * len(result.examples)
+    rows = pa.Table.from_pydict(columns, schema=_ROW_SCHEMA)
     counts = {"order": _NO_EXAMPLE, "dropped": json.dumps(result.dropped)}
-    return pa.concat_tables(
-        [
-            pa.Table.from_pydict(columns, schema=_ROW_SCHEMA),
-            pa.Table.from_pylist([counts], schema=_ROW_SCHEMA),
-        ]
-    )
+    return pa.concat_tables([rows, pa.Table.from_pylist([counts], schema=_ROW_SCHEMA)])
 
 
 def _orders(examples: Sequence[Example], seed: int) -> list[int]:
@@ -247,12 +239,14 @@ def _write(rows: Iterator[pa.Table], output: Folder, drop_duplicates: bool) -> R
             dropped["duplicate"] += len(new) - sum(new)
             table = table.filter(pa.array(new, pa.bool_()))
         data_tokens += sum(table["tokens"].to_pylist())
+        weights += table["weight"].to_pylist()
+        table = table.select(EXAMPLE_SCHEMA.names)
         pending = table if pending is None else pa.concat_tables([pending, table])
         while pending.num_rows >= EXAMPLES_PER_PART:
-            parts.append(_part(output, len(parts), pending.slice(0, EXAMPLES_PER_PART), weights))
+            parts.append(write_part(output, len(parts), pending.slice(0, EXAMPLES_PER_PART)))
             pending = pending.slice(EXAMPLES_PER_PART)
     if pending is not None and pending.num_rows:
-        parts.append(_part(output, len(parts), pending, weights))
+        parts.append(write_part(output, len(parts), pending))
     if not parts:
         raise TrainError(
             f"relabeling left no example to train on; responses dropped by reason: {dict(+dropped)}"
@@ -273,8 +267,3 @@ def _unseen(table: pa.Table, seen: set[bytes]) -> list[bool]:
         new.append(digest not in seen)
         seen.add(digest)
     return new
-
-
-def _part(output: Folder, index: int, table: pa.Table, weights: list[float]) -> ExamplePart:
-    weights += table["weight"].to_pylist()
-    return write_part(output, index, table.select(EXAMPLE_SCHEMA.names))

@@ -94,11 +94,8 @@ def weight_of(reward: float, center: float, tau: float) -> float:
 
 def is_degenerate(text: str) -> bool:
     """One word more than 150 times, or a word of more than 300 characters (released code)."""
-    words = text.split()
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    return any(len(word) > 300 for word in words) or max(counts.values(), default=0) > 150
+    counts = Counter(text.split())
+    return any(len(word) > 300 or count > 150 for word, count in counts.items())
 
 
 def passes(

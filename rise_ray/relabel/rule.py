@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,19 +52,12 @@ class Rule(Protocol):
     """Which responses of a trajectory are trained on, and with what weights."""
 
     @property
-    def name(self) -> str:
-        """The rule's name in configs."""
-        ...
-
-    @property
     def drop_duplicates(self) -> bool:
         """Whether one of several rows with the same tokens is enough."""
-        ...
 
     @property
     def needs_tally(self) -> bool:
         """Whether it reads `RuleContext.tally`, which costs a pass over all trajectories."""
-        ...
 
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
@@ -73,7 +66,6 @@ class Rule(Protocol):
 
         `dropped` counts the responses that become none, by reason.
         """
-        ...
 
 
 def response_at(trajectory: Trajectory, turn: int, candidate: int) -> Attempt:
@@ -89,9 +81,3 @@ def response_row(
     state = state_ids(trajectory.prompt_ids, trajectory.turns, turn, trajectory.window)
     ids = (*state, *response_at(trajectory, turn, candidate).token_ids)
     return Row(rule, turn, candidate, reward, ids, (Span(len(state), len(ids), weight),))
-
-
-def shown_attempts(trajectory: Trajectory, turn: int) -> Sequence[Attempt]:
-    """The attempts that the state of `turn` holds."""
-    first = 0 if trajectory.window is None else max(0, turn - (trajectory.window - 1))
-    return [t.attempt for t in trajectory.turns[first:turn]]

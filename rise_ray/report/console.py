@@ -95,8 +95,7 @@ class Console:
     ) -> None:
         """The results, what each track was trained on, and where the report is."""
         self._out.print(results_table(records, comparisons))
-        trained = trainings(records)
-        if trained:
+        if trained := trainings(records):
             self._out.print("", training_table(trained))
         self._print(f"Report: {report}")
 

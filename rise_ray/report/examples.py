@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,19 +32,15 @@ def first_of_each_kind(trajectories: Iterable[Trajectory]) -> list[Kind]:
 
     Runs with an unknown verdict, and runs without a turn, belong to no kind.
     """
-    known = sorted(filter(_is_known, trajectories), key=lambda t: (t.problem.id, t.sample))
-    kinds = []
-    for (first, last), title in KINDS.items():
-        members = [t for t in known if (_right(t, 0), _right(t, -1)) == (first, last)]
-        if members:
-            kinds.append(Kind(title, len(members), len(known), members[0]))
-    return kinds
-
-
-def _is_known(trajectory: Trajectory) -> bool:
-    outcomes = [turn.attempt.verdict.outcome for turn in trajectory.turns]
-    return bool(outcomes) and Outcome.ERROR not in outcomes
-
-
-def _right(trajectory: Trajectory, turn: int) -> bool:
-    return trajectory.turns[turn].attempt.verdict.outcome is Outcome.CORRECT
+    runs: dict[tuple[bool, bool], list[Trajectory]] = defaultdict(list)
+    for run in sorted(trajectories, key=lambda run: (run.problem.id, run.sample)):
+        outcomes = [turn.attempt.verdict.outcome for turn in run.turns]
+        if outcomes and Outcome.ERROR not in outcomes:
+            first, last = (outcomes[turn] is Outcome.CORRECT for turn in (0, -1))
+            runs[first, last].append(run)
+    total = sum(map(len, runs.values()))
+    return [
+        Kind(title, len(runs[kind]), total, runs[kind][0])
+        for kind, title in KINDS.items()
+        if kind in runs
+    ]

@@ -23,7 +23,7 @@ from rise_ray.report.records import (
     seconds,
     trainings,
 )
-from rise_ray.report.table import TRAINING, main_metrics, training_cells
+from rise_ray.report.table import main_metrics, training_cells
 from rise_ray.text import printable
 
 _BEHAVIOUR = {
@@ -65,27 +65,23 @@ def write_report(
     evaluated = eval_records(records)
     last = last_model(evaluated) if evaluated else None
     stage_losses = losses(records)
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            config=config,
-            config_yaml=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-            facts=_facts(config),
-            versions=versions,
-            results=_results(evaluated, last) if last else None,
-            comparisons=_comparisons(comparisons),
-            by_turn=Markup(plots.accuracy_by_turn(evaluated)) if last else None,
-            by_tokens=Markup(plots.accuracy_by_tokens(evaluated[last])) if last else None,
-            last=last,
-            training=Markup(plots.training_curves(stage_losses)) if stage_losses else None,
-            trained={stage: training_cells(one) for stage, one in trainings(records).items()},
-            trained_columns=TRAINING,
-            counts=counts(records),
-            count_labels=COUNTS,
-            seconds=seconds(records),
-            kinds=first_of_each_kind(trajectories),
-        )
+    page = _environment().get_template("report.html.jinja")
+    return page.render(
+        config=config,
+        config_yaml=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        facts=_facts(config),
+        versions=versions,
+        results=_results(evaluated, last) if last else None,
+        comparisons=_comparisons(comparisons),
+        by_turn=Markup(plots.accuracy_by_turn(evaluated)) if last else None,
+        by_tokens=Markup(plots.accuracy_by_tokens(evaluated[last])) if last else None,
+        last=last,
+        training=Markup(plots.training_curves(stage_losses)) if stage_losses else None,
+        trained={stage: training_cells(one) for stage, one in trainings(records).items()},
+        counts=counts(records),
+        count_labels=COUNTS,
+        seconds=seconds(records),
+        kinds=first_of_each_kind(trajectories),
     )
 
 
@@ -114,11 +110,9 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     minutes, rest = divmod(whole, 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else (f"{minutes // 60} h {minutes % 60:02d} min")
-    )
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _recipe(settings: Mapping[str, Any]) -> str:
@@ -135,10 +129,9 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
     """What a reader wants to know of the settings before looking at a figure."""
     train = config["train"]
     evaluation, sampling = config["evaluation"], config["evaluation"]["sampling"]
-    model = config["model"]["path"] or "made from scratch"
     return {
         "Task": config["task"]["name"],
-        "Model": model,
+        "Model": config["model"]["path"] or "made from scratch",
         "Iterations": f"{config['iterations']}, each from the {config['start_from']} model, "
         f"{config['data']} data",
         "Problems": f"{config['problems'] or 'all'} of {config['split']} per iteration",
@@ -150,14 +143,10 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
         f"{words.plural(evaluation['turns'], 'turn')} and "
         f"{words.plural(evaluation['parallel'], 'parallel answer')}, "
         f"{words.plural(evaluation['samples'], 'sample')}, "
-        f"window {_window(evaluation['window'])}, temperature {sampling['temperature']:g}, "
+        f"window of {words.window(evaluation['window'])}, temperature {sampling['temperature']:g}, "
         f"top-p {sampling['top_p']:g}",
         "Seed": str(config["seed"]),
     }
-
-
-def _window(window: int | None) -> str:
-    return "of all turns" if window is None else f"of {words.plural(window, 'turn')}"
 
 
 def _results(evaluated: Mapping[str, Record], last: str) -> dict[str, Any]:

@@ -51,8 +51,7 @@ def accuracy_by_turn(evaluated: Mapping[str, Record]) -> str:
         accuracy = [record["metrics"][f"acc@t{turn}"] for turn in turns]
         if accuracy[0]["value"] is not None:
             ends.append(_banded_line(axes, model, turns, accuracy, colours[model]))
-    _label_ends(axes, ends)
-    return _svg(axes, "accuracy-by-turn")
+    return _svg(axes, ends, "accuracy-by-turn")
 
 
 def accuracy_by_tokens(record: Record) -> str:
@@ -69,12 +68,10 @@ def accuracy_by_tokens(record: Record) -> str:
         # Answers of a set are drawn alike: k of them cost k times one. A vote of one is no vote.
         answer = metrics["tokens_parallel"]["value"] / parallel
         sizes = range(2, parallel + 1)
+        spent = [size * answer for size in sizes]
         voted = [metrics[f"m{size}@t1"] for size in sizes]
-        ends.append(
-            _banded_line(axes, "parallel", [k * answer for k in sizes], voted, _CONTROLS[0])
-        )
-    _label_ends(axes, ends)
-    return _svg(axes, "accuracy-by-tokens")
+        ends.append(_banded_line(axes, "parallel", spent, voted, _CONTROLS[0]))
+    return _svg(axes, ends, "accuracy-by-tokens")
 
 
 def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
@@ -86,8 +83,7 @@ def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         steps, loss = zip(*points, strict=True)
         axes.plot(steps, loss, color=colours[stage], linewidth=1.2)
         ends.append((steps[-1], loss[-1], stage, colours[stage]))
-    _label_ends(axes, ends)
-    return _svg(axes, "training-curves")
+    return _svg(axes, ends, "training-curves")
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
@@ -152,8 +148,9 @@ def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
         )
 
 
-def _svg(axes: Axes, name: str) -> str:
+def _svg(axes: Axes, ends: Sequence[End], name: str) -> str:
     """The figure as an SVG element that scales with the page; equal data, equal bytes."""
+    _label_ends(axes, ends)
     figure = axes.get_figure(root=True)
     assert figure is not None
     file = io.StringIO()

@@ -6,11 +6,11 @@ What is read of each record, by its `phase`:
   it is done `tokens`, `loss_tokens` and `last_loss`;
 - `relabel`: `data_tokens`; a phase that rolls: `tokens`;
 - any phase: `seconds` (its wall time) and the counts in `COUNTS`, summed per stage.
-A record's stage is its `stage`, else its `model`, else `iteration-<iteration>`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ def eval_records(records: Iterable[Record]) -> dict[str, Record]:
 
     Where a model was evaluated again (a resumed run), the later record counts.
     """
-    latest = {record["model"]: record for record in records if record.get("phase") == "eval"}
+    latest = {record["model"]: record for record in records if record["phase"] == "eval"}
     return {model: latest[model] for model in sorted(latest, key=_model_order)}
 
 
@@ -53,13 +53,14 @@ def protocol(record: Record) -> tuple[int, int]:
     Raises:
         ValueError: the record holds no such metrics.
     """
-    sizes = []
-    for pattern in (r"acc@t(\d+)", r"pass@(\d+)"):
-        found = [int(m[1]) for m in (re.fullmatch(pattern, k) for k in record["metrics"]) if m]
-        if not found:
-            raise ValueError(f"the evaluation of {record['model']} has no metric {pattern}")
-        sizes.append(max(found))
-    return sizes[0], sizes[1]
+    return _largest(r"acc@t(\d+)", record), _largest(r"pass@(\d+)", record)
+
+
+def _largest(pattern: str, record: Record) -> int:
+    found = [int(m[1]) for m in (re.fullmatch(pattern, k) for k in record["metrics"]) if m]
+    if not found:
+        raise ValueError(f"the evaluation of {record['model']} has no metric {pattern}")
+    return max(found)
 
 
 def losses(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
@@ -69,8 +70,8 @@ def losses(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
     """
     stages: dict[str, dict[int, float]] = defaultdict(dict)
     for record in records:
-        if record.get("phase") == "train" and "step" in record and record["loss"] is not None:
-            stages[stage_of(record)][record["step"]] = record["loss"]
+        if record["phase"] == "train" and "step" in record and record["loss"] is not None:
+            stages[record["stage"]][record["step"]] = record["loss"]
     return {stage: sorted(steps.items()) for stage, steps in stages.items()}
 
 
@@ -98,8 +99,8 @@ def trainings(records: Iterable[Record]) -> dict[str, Training]:
     """Every finished training by its stage, in the order of the run; later records count."""
     stages: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in records:
-        if record.get("phase") != "eval" and "step" not in record:
-            stages[stage_of(record)][str(record.get("phase"))] = record
+        if record["phase"] != "eval" and "step" not in record:
+            stages[record["stage"]][record["phase"]] = record
     return {
         stage: _training(phases)
         for stage, phases in stages.items()
@@ -128,31 +129,17 @@ def seconds(records: Iterable[Record]) -> tuple[list[str], dict[str, dict[str, f
     for record in records:
         if "seconds" in record:
             phases[record["phase"]] = None
-            stages[stage_of(record)][record["phase"]] += record["seconds"]
-    return list(phases), {stage: dict(spent) for stage, spent in stages.items()}
+            stages[record["stage"]][record["phase"]] += record["seconds"]
+    return list(phases), stages
 
 
 def counts(records: Sequence[Record]) -> tuple[list[str], dict[str, dict[str, int]]]:
     """Data counts outside evaluation: the fields that occur, and their sums by stage."""
     stages: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for record in records:
-        if record.get("phase") == "eval":
-            continue
-        for field in COUNTS:
-            if field in record:
-                stages[stage_of(record)][field] += record[field]
-    occurring = {field for sums in stages.values() for field in sums}
-    fields = [field for field in COUNTS if field in occurring]
-    return fields, {stage: dict(sums) for stage, sums in stages.items()}
-
-
-def stage_of(record: Record) -> str:
-    """What part of the run a record belongs to."""
-    if "stage" in record:
-        return str(record["stage"])
-    if "model" in record:
-        return str(record["model"])
-    return f"iteration-{record['iteration']}" if "iteration" in record else "run"
+    for record, field in itertools.product(records, COUNTS):
+        if record["phase"] != "eval" and field in record:
+            stages[record["stage"]][field] += record[field]
+    return [field for field in COUNTS if any(field in sums for sums in stages.values())], stages
 
 
 def _model_order(model: str) -> tuple[int, int, str]:

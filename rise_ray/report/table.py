@@ -23,6 +23,7 @@ from rise_ray.report.words import (
     percent_interval,
     plural,
     sentence,
+    window,
 )
 from rise_ray.text import printable
 
@@ -59,12 +60,13 @@ def results_table(
     table.add_column("keeps right /\nfixes wrong", justify="right")
     for model, record in evaluated.items():
         table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
-    lines = [_comparison_line(comparison) for comparison in comparisons]
+    said = [(sentence(one), _STYLES.get(finding(one), "")) for one in comparisons]
+    lines = [Text.assemble("- ", line) for line in said]
     return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
 
 
 def training_table(trained: Mapping[str, Training]) -> RenderableType:
-    """What each track was trained on, a row per training; see `rise_ray.report.records`."""
+    """What each track was trained on, a row for each of at least one training."""
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
@@ -74,30 +76,24 @@ def training_table(trained: Mapping[str, Training]) -> RenderableType:
         title_style="",
     )
     table.add_column("training", no_wrap=True)
-    for name in TRAINING:
+    rows = {stage: training_cells(training) for stage, training in trained.items()}
+    for name in next(iter(rows.values())):
         table.add_column(name.replace(" ", "\n", 1), justify="right")
-    for stage, training in trained.items():
-        table.add_row(Text(printable(stage)), *training_cells(training))
+    for stage, cells in rows.items():
+        table.add_row(Text(printable(stage)), *cells.values())
     return table
 
 
-TRAINING = (
-    *("sampled tokens", "examples", "epochs", "trained tokens", "loss tokens"),
-    "loss at the end",
-)
-"""The columns of what a track was trained on."""
-
-
-def training_cells(training: Training) -> list[str]:
-    """A row of it, in words."""
-    return [
-        amount(training.sampled_tokens),
-        amount(training.examples),
-        epochs(training.epochs),
-        amount(training.tokens),
-        amount(training.loss_tokens),
-        loss(training.last_loss),
-    ]
+def training_cells(training: Training) -> dict[str, str]:
+    """What a track was trained on in words, by column."""
+    return {
+        "sampled tokens": amount(training.sampled_tokens),
+        "examples": amount(training.examples),
+        "epochs": epochs(training.epochs),
+        "trained tokens": amount(training.tokens),
+        "loss tokens": amount(training.loss_tokens),
+        "loss at the end": loss(training.last_loss),
+    }
 
 
 def _in_lines(name: str) -> str:
@@ -125,14 +121,8 @@ def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list
 
 def _caption(record: Record) -> str:
     sampling = ", ".join(f"{key} {value}" for key, value in record["sampling"].items())
-    window = "all turns" if record["window"] is None else plural(record["window"], "turn")
     return printable(
         f"percent [95% interval]; split {record['split']}, "
         f"{plural(record['n'], 'problem')} x {plural(record['samples'], 'sample')}; "
-        f"{sampling}; window {window}; feedback {record['feedback']}"
+        f"{sampling}; window {window(record['window'])}; feedback {record['feedback']}"
     )
-
-
-def _comparison_line(comparison: Mapping[str, Any]) -> Text:
-    style = _STYLES.get(finding(comparison), "")
-    return Text.assemble("- ", (sentence(comparison), style))

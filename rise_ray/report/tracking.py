@@ -8,6 +8,7 @@ training that goes on from a state, those after the state's step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import netrc
@@ -121,16 +122,11 @@ class Tracker:
 
 
 class TrackerHandle:
-    """The tracker as the driver has it: `Tracker`'s methods, each with a deadline.
-
-    Args:
-        tracker: the actor.
-        deadline_s: seconds, of one method (`ray.task_deadline_s`).
-    """
+    """The actor as the driver has it: `Tracker`'s methods, each answered within `deadline_s`."""
 
     def __init__(self, tracker: Any, deadline_s: float) -> None:
         self._tracker = tracker
-        self._deadline_s = deadline_s
+        self._answer = functools.partial(answer, deadline_s=deadline_s)
 
     def open(self) -> None:
         """See `Tracker.open`."""
@@ -143,17 +139,11 @@ class TrackerHandle:
 
     def latest(self) -> dict[str, Any] | None:
         """See `Tracker.latest`."""
-        latest: dict[str, Any] | None = self._answer(
-            "reading the newest measurement", self._tracker.latest.remote()
-        )
-        return latest
+        return self._answer("reading the newest measurement", self._tracker.latest.remote())
 
     def records(self) -> list[dict[str, Any]]:
         """See `Tracker.records`."""
-        records: list[dict[str, Any]] = self._answer(
-            "reading the measurements", self._tracker.records.remote()
-        )
-        return records
+        return self._answer("reading the measurements", self._tracker.records.remote())
 
     def flush(self) -> None:
         """See `Tracker.flush`."""
@@ -162,9 +152,6 @@ class TrackerHandle:
     def close(self) -> None:
         """See `Tracker.close`."""
         self._answer("closing the measurements", self._tracker.close.remote())
-
-    def _answer(self, what: str, call: Any) -> Any:
-        return answer(what, call, self._deadline_s)
 
 
 def start_tracker(config: RunConfig, folder: Folder) -> TrackerHandle:
@@ -261,14 +248,10 @@ def _flat(record: dict[str, Any]) -> dict[str, float]:
     for key, value in record.items():
         items = value.items() if isinstance(value, dict) else [(key, value)]
         for name, item in items:
-            number = item["value"] if _is_interval(item) else item
+            number = item["value"] if isinstance(item, dict) and "value" in item else item
             if isinstance(number, int | float) and name != "time":
                 flat[f"{prefix}/{name}"] = number
     return flat
-
-
-def _is_interval(item: Any) -> bool:
-    return isinstance(item, dict) and "value" in item
 
 
 def _finite(value: Any) -> Any:

@@ -92,3 +92,8 @@ def sentence(comparison: Mapping[str, Any]) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 sample`, `2 samples`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def window(turns: int | None) -> str:
+    """The turns that a state shows: `all turns`, `2 turns`."""
+    return "all turns" if turns is None else plural(turns, "turn")

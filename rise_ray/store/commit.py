@@ -25,9 +25,6 @@ _MOST_WAITING = 1024  # trajectories in memory, before `add` waits for the stora
 class Committer:
     """Stores what is added, for the time of a `with` block; its end, however it comes, stores all.
 
-    Args:
-        store, place: where the trajectories go.
-
     Raises:
         StoreError: from `add` or at the end: an earlier write failed.
     """

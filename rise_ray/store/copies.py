@@ -102,11 +102,7 @@ def _staged(copy: Path) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """A folder of this user alone: its name can be guessed, and others may have made it first.
-
-    Raises:
-        PermissionError: they have.
-    """
+    """A folder of this user alone: its name can be guessed, and others may have made it first."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts = folder.stat()
     if facts.st_uid != os.getuid() or facts.st_mode & 0o022:

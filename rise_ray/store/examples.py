@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from rise_ray.errors import DataError, StoreError, TrainError
 from rise_ray.mdp import Example, Place, Provenance, Span, derive_seed
@@ -63,6 +64,7 @@ EXAMPLE_SCHEMA = pa.schema(
 _LENGTHS = ("tokens", "loss_tokens", "shared_tokens")
 _PLACE = tuple(f.name for f in fields(Place))
 _PROVENANCE = tuple(f.name for f in fields(Provenance) if f.name != "place")
+_FROM_ROWS = TypeAdapter(list[Example])
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +142,9 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
 
 def examples_from_table(table: pa.Table) -> list[Example]:
     """The inverse of `examples_to_table`."""
-    return [
-        Example(
-            id=row["id"],
-            input_ids=tuple(row["input_ids"]),
-            spans=tuple(Span(**span) for span in row["spans"]),
-            provenance=Provenance(
-                place=Place(*(row[name] for name in _PLACE)),
-                **{name: row[name] for name in _PROVENANCE},
-            ),
-        )
-        for row in table.to_pylist()
-    ]
+    # Provenance and place are columns of the row; what a value has no field for is left out.
+    rows = [row | {"provenance": row | {"place": row}} for row in table.to_pylist()]
+    return _FROM_ROWS.validate_python(rows)
 
 
 def example_weight(example: Example) -> float:

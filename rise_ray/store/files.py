@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -34,7 +34,8 @@ class Folder:
 
     Names in methods are relative and use `/`. Nothing is created before the first write.
 
-    Every method raises a StoreError that names the file where the store fails.
+    Every method raises a StoreError that names the file where the store fails (is full, read-only,
+    away, without permission).
     """
 
     uri: str
@@ -80,20 +81,12 @@ class Folder:
         return self._listed("directory")
 
     def read(self, name: str) -> bytes:
-        """A file's content.
-
-        Raises:
-            StoreError: it is missing or unreadable.
-        """
+        """A file's content; a StoreError also where it is missing."""
         with self._reported(name, "cannot be read"):
             return bytes(self._located[0].cat_file(self._join(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file so that it is seen whole or not at all.
-
-        Raises:
-            StoreError: the folder cannot be written (full, read-only, no permission).
-        """
+        """Write a file so that it is seen whole or not at all."""
         target = self._join(name)
         with self._reported(name, "cannot be written"):
             if not self.is_local:  # object stores publish an object when its upload is complete
@@ -136,9 +129,6 @@ class Folder:
 
         A local folder appears by one rename. On an object store the files are uploaded in
         sorted order with `config.json` last: a model folder without it is unfinished.
-
-        Raises:
-            StoreError: the folder cannot be written.
         """
         filesystem, path = self._located
         with self._reported("", "cannot be written"):
@@ -169,18 +159,15 @@ class Folder:
         if self.is_local:
             return Path(path)
         with self._reported("", "cannot be copied to this node"):
-            listing = [
-                (name, facts)
-                for name, facts in sorted(filesystem.find(path, detail=True).items())
-                if without is None or not name.endswith(without)
-            ]
+            listing = filesystem.find(path, detail=True)
+            names = sorted(n for n in listing if without is None or not n.endswith(without))
+            content = [(name, listing[name]) for name in names]
             family = _short_hash(f"{self.uri.rstrip('/').rpartition('/')[0]} {without}")
-            names = [name for name, _ in listing]
 
             def fill(copy: Path) -> None:
                 filesystem.get(names, [f"{copy}/{n.removeprefix(path).lstrip('/')}" for n in names])
 
-            return node_copy(family, _short_hash(f"{self.uri} {listing}"), fill)
+            return node_copy(family, _short_hash(f"{self.uri} {content}"), fill)
 
     def _replace_by(self, source: Path) -> None:
         path = Path(self.path)
@@ -204,12 +191,8 @@ class Folder:
                 entries = filesystem.ls(path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        found = [
-            entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            for entry in entries
-            if entry["type"] == kind
-        ]
-        return sorted(name for name in found if not name.startswith("."))
+        names = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == kind]
+        return sorted(name for name in names if not name.startswith("."))
 
     @contextmanager
     def _reported(self, name: str, failure: str) -> Iterator[None]:
@@ -225,9 +208,8 @@ class Folder:
             if self.is_local:
                 raise
             # Every file system of fsspec has errors of its own for a network that is away.
-            raise UnreachableError(
-                f"{where}: {failure}: {type(error).__name__}: {error}"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UnreachableError(f"{where}: {failure}: {reason}") from error
 
     def _join(self, name: str) -> str:
         return f"{self._located[1]}/{name}" if name else self._located[1]

@@ -17,20 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from rise_ray.errors import StoreError
-from rise_ray.mdp import (
-    Attempt,
-    FinishReason,
-    Outcome,
-    Place,
-    Problem,
-    Source,
-    StopReason,
-    Trajectory,
-    Turn,
-    Verdict,
-)
+from rise_ray.mdp import Attempt, Place, StopReason, Trajectory
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
@@ -96,6 +86,9 @@ TRAJECTORY_SCHEMA = pa.schema(
 )
 
 
+_FROM_ROW = TypeAdapter(Trajectory)
+
+
 def trajectory_to_row(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as a row of `TRAJECTORY_SCHEMA`."""
     row: dict[str, Any] = _storable(trajectory)
@@ -113,30 +106,22 @@ def trajectories_to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
 
 def trajectory_from_row(row: dict[str, Any]) -> Trajectory:
     """The inverse of `trajectory_to_row`."""
-    problem = dict(row["problem"])
-    problem["data"] = json.loads(problem["data"])
-    return Trajectory(
-        id=row["id"],
-        run=row["run"],
-        place=Place(row["track"], row["iteration"], row["phase"]),
-        problem=Problem(**problem),
-        sample=row["sample"],
-        prompt_ids=tuple(row["prompt_ids"]),
-        turns=tuple(_turn(turn) for turn in row["turns"]),
-        stop_reason=StopReason(row["stop_reason"]),
-        window=row["window"],
-        error=row["error"],
-        source=None if row["source"] is None else Source(**row["source"]),
-        feedback=row["feedback"],
-    )
+    problem = row["problem"] | {"data": json.loads(row["problem"]["data"])}
+    turns = [
+        {
+            **turn,
+            "attempt": _with_named_scores(turn["attempt"]),
+            "candidates": [_with_named_scores(candidate) for candidate in turn["candidates"]],
+        }
+        for turn in row["turns"]
+    ]
+    # A place's fields are columns of the row; what a value has no field for is left out.
+    nested = {"place": row, "problem": problem, "turns": turns}
+    return _FROM_ROW.validate_python(row | nested)
 
 
 class TrajectoryStore:
-    """The trajectories of one run.
-
-    Args:
-        folder: the run's `trajectories` folder.
-    """
+    """The trajectories of one run, in its `trajectories` folder."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -183,11 +168,7 @@ class TrajectoryStore:
         return found
 
     def parts(self, place: Place, sealed: str | None = None) -> list[str]:
-        """Names of the part files of a phase, sorted.
-
-        Args:
-            place: which.
-            sealed: the phase's digest, if it is done.
+        """Names of the part files of a phase, sorted; `sealed` is its digest, if it is done.
 
         Raises:
             StoreError: the parts are not those that were sealed.
@@ -248,12 +229,7 @@ class TrajectoryStore:
         return _digest(self.parts(place))
 
     def merge(self, place: Place, parts: Mapping[str, pa.Table]) -> None:
-        """Make one part of several, which then go.
-
-        Args:
-            place: which.
-            parts: by name, the rows to keep of each.
-        """
+        """Make one part of several, by name the rows to keep of each; these then go."""
         merged = pa.concat_tables(parts.values()).sort_by("id").combine_chunks()
         by = self.write_table(place, merged) if merged.num_rows else None
         for name in parts:
@@ -285,27 +261,8 @@ def _digest(names: Sequence[str]) -> str:
     return sha256("\n".join(names).encode())
 
 
-def _turn(row: dict[str, Any]) -> Turn:
-    return Turn(
-        attempt=_attempt(row["attempt"]),
-        candidates=tuple(_attempt(candidate) for candidate in row["candidates"]),
-        feedback_ids=tuple(row["feedback_ids"]),
-    )
-
-
-def _attempt(row: dict[str, Any]) -> Attempt:
-    verdict = row["verdict"]
-    return Attempt(
-        text=row["text"],
-        token_ids=tuple(row["token_ids"]),
-        finish_reason=FinishReason(row["finish_reason"]),
-        verdict=Verdict(**{**verdict, "outcome": Outcome(verdict["outcome"])}),
-        weight_version=row["weight_version"],
-        seed=row["seed"],
-        scores={score["name"]: score["value"] for score in row["scores"]},
-        role=row["role"],
-        given=row["given"],
-    )
+def _with_named_scores(attempt: dict[str, Any]) -> dict[str, Any]:
+    return attempt | {"scores": {score["name"]: score["value"] for score in attempt["scores"]}}
 
 
 def _storable(value: Any) -> Any:

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from rise_ray.mdp import Attempt, Outcome, Trajectory
+from rise_ray.mdp import Attempt, Outcome, Trajectory, shown_turns
 from rise_ray.relabel.rewards import reward_of
-from rise_ray.relabel.rule import Row, RuleContext, response_row, shown_attempts
+from rise_ray.relabel.rule import Row, RuleContext, response_row
 from rise_ray.relabel.rules.weighted import WeightedByReward
 
 _WRONG = (Outcome.INCORRECT, Outcome.UNPARSEABLE)
@@ -44,13 +44,9 @@ class Revision(WeightedByReward):
                 assert reward is not None  # only such are chosen
                 weight = self.weight(trajectory, turn, response, reward, context, dropped)
                 if weight is not None:
+                    weight *= factor
                     yield response_row(
-                        trajectory,
-                        turn,
-                        candidate,
-                        rule=rule,
-                        reward=reward,
-                        weight=factor * weight,
+                        trajectory, turn, candidate, rule=rule, reward=reward, weight=weight
                     )
 
     def _choose(
@@ -59,9 +55,9 @@ class Revision(WeightedByReward):
         """Candidates of a state: number, why it was taken, factor on its weight."""
         candidates = list(enumerate(trajectory.turns[turn].candidates))
         usable = [(n, c) for n, c in candidates if reward_of(c, 0.0) is not None]
-        if len(usable) < len(candidates):
-            dropped["no_reward"] += len(candidates) - len(usable)
-        shown = shown_attempts(trajectory, turn)
+        dropped["no_reward"] += len(candidates) - len(usable)
+        turns = shown_turns(trajectory.turns, turn, trajectory.window)
+        shown = [earlier.attempt for earlier in turns]
         right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]
         if right:
             yield _preferred(right, shown), "revision_right", 1.0

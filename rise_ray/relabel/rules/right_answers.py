@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,15 +34,10 @@ class RightAnswers(Settings):
     drop_degenerate: bool = True
     """Drop a response with a word more than 150 times or longer than 300 characters."""
 
-    @property
-    def drop_duplicates(self) -> bool:
-        """Equal answers are one; problems that come again in a later iteration give theirs once."""
-        return True
-
-    @property
-    def needs_tally(self) -> bool:
-        """Every weight is 1."""
-        return False
+    drop_duplicates: ClassVar[bool] = True
+    """Equal answers are one; problems that come again in a later iteration give theirs once."""
+    needs_tally: ClassVar[bool] = False
+    """Every weight is 1."""
 
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]

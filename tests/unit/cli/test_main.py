@@ -13,7 +13,6 @@ from ray.exceptions import RayTaskError
 from rise_ray import __version__
 from rise_ray.cli import main as cli
 from rise_ray.errors import ModelError, user_error
-from rise_ray.report.records import stage_of
 from rise_ray.report.tracking import new_record, write_metrics
 from rise_ray.run.journal import Run
 from tests.unit.report import run as report_run
@@ -142,7 +141,9 @@ def test_a_finished_run_shows_its_results_again(
     compared = report_run.comparisons(evaluated)
     run.stage("run/report", lambda: {"comparisons": compared})
     measured = [*report_run.records(evaluated), {"stage": "run", "phase": "report", "seconds": 1.0}]
-    write_metrics(run.folder, [new_record(stage_of(r), r["phase"], r) for r in measured])
+    write_metrics(
+        run.folder, [new_record(r.get("stage", r.get("model")), r["phase"], r) for r in measured]
+    )
     before = {name: run.folder.read(name) for name in run.folder.names()}
     for arguments in (["run", QUICKSTART, *overrides], ["run", QUICKSTART, *overrides, "--resume"]):
         assert cli.main(arguments) == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rise_ray.mdp import Provenance, Span, StopReason, Trajectory
-from rise_ray.relabel.examples import Relabeled, relabel, relabel_all
+from rise_ray.relabel.examples import Relabeled, relabel
 from rise_ray.relabel.rewards import tally_of
 from rise_ray.relabel.rule import RuleContext
 from rise_ray.relabel.rules.improved import Improved
@@ -19,7 +19,7 @@ from tests.unit.relabel.builders import COLLECT, FEEDBACK, PROMPT, rolled
 
 def _relabel(trajectory: Trajectory, max_tokens: int = 100, **settings: Any) -> Relabeled:
     context = RuleContext(0, tally_of([trajectory]))
-    return relabel(trajectory, Improved(**settings), max_tokens, context)
+    return relabel([trajectory], Improved(**settings), max_tokens, context)
 
 
 def _weights(result: Relabeled) -> list[float]:
@@ -59,7 +59,7 @@ def test_revisions_weights_are_the_quick_starts() -> None:
     # exp((1 - mean) / 0.5) for the right one, 1.5 exp(-mean / 0.5) for the wrong one.
     trajectory = rolled("6 | 7 5 4 3")
     rule = Revision(centering="state", tau=0.5)
-    result = relabel(trajectory, rule, 100, RuleContext(0))
+    result = relabel([trajectory], rule, 100, RuleContext(0))
     assert _weights(result) == pytest.approx([math.exp(1.5), 1.5 * math.exp(-0.5)])
 
 
@@ -132,6 +132,6 @@ def test_a_teachers_response_is_known_as_one() -> None:
 
 def test_many_trajectories_are_relabeled_one_by_one_and_their_counts_added() -> None:
     error = rolled("6 | 7", problem="p1", stop_reason=StopReason.ERROR)
-    result = relabel_all([rolled("6 | 7"), error, error], Improved(), 100, RuleContext(0))
+    result = relabel([rolled("6 | 7"), error, error], Improved(), 100, RuleContext(0))
     assert [e.provenance.problem_id for e in result.examples] == ["p0"]
     assert result.dropped == {"trajectory_error": 2}

@@ -57,7 +57,7 @@ def records(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:
         stage = f"iteration-{iteration}"
         lines.append(
             {
-                **{"phase": "collect", "iteration": iteration, "seconds": 33.0},
+                **{"phase": "collect", "stage": stage, "seconds": 33.0},
                 **{"trajectories": 500, "episode_errors": 1, "verdict_errors": 2},
                 **{"tokens": 98_765},
             }

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.mdp import Place, Trajectory, derive_seed, trajectory_id
-from rise_ray.relabel.examples import relabel_all
+from rise_ray.relabel.examples import relabel as relabel_trajectories
 from rise_ray.relabel.rule import RuleContext
 from rise_ray.report.tracking import new_record, write_metrics
 from rise_ray.run.journal import REPORT, Run
@@ -74,7 +74,7 @@ def relabel(run: Run, stage: str, trajectories: Sequence[Trajectory]) -> None:
     """A relabel stage."""
     seed = derive_seed(run.config.seed, "relabel", stage)
     (rule,) = {s.rule for s in of_kind(Rows, stages_of(run.config)) if s.place.stage == stage}
-    examples = relabel_all(trajectories, rule, 100, RuleContext(seed)).examples
+    examples = relabel_trajectories(trajectories, rule, 100, RuleContext(seed)).examples
     write_example_parts(run.folder / "examples" / stage, examples, seed)
     run.stage(f"{stage}/relabel", lambda: {"examples": len(examples), "seconds": 1.0})
 
