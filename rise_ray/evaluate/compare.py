@@ -6,20 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rise_ray.evaluate.intervals import (
-    Interval,
-    ProblemValues,
-    difference_scale,
-    percentile_interval,
-    resampled,
-)
+from rise_ray.evaluate.intervals import ProblemValues, bootstrap_difference
 from rise_ray.evaluate.metrics import EvalResult
 
 
 @dataclass(frozen=True, slots=True)
-class Difference(Interval):
+class Difference:
     """One metric minus another with its 95% interval, on `n` common problems."""
 
+    value: float | None
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -46,13 +43,8 @@ def paired(a: ProblemValues, b: ProblemValues, *, bootstrap: int, seed: int) -> 
     common = tuple(problem_id for problem_id in _with_cases(a) if problem_id in known)
     if not common:
         return Difference(None, None, None, 0)
-    left, right = a.at(common), b.at(common)
-    assert left.value is not None  # each common problem has a case
-    assert right.value is not None
-    drawn = resampled([left, right], bootstrap, seed)
-    difference, scale = left.value - right.value, difference_scale(a, b)
-    interval = percentile_interval(difference, drawn[:, 0] - drawn[:, 1], scale, len(common))
-    return Difference(**asdict(interval), n=len(common))
+    interval = bootstrap_difference(a.at(common), b.at(common), bootstrap=bootstrap, seed=seed)
+    return Difference(interval.value, interval.low, interval.high, len(common))
 
 
 def standard_comparisons(

@@ -1,13 +1,14 @@
 """95% intervals by a bootstrap over problems.
 
 Problems are the independent unit: a problem's samples are averaged first, then problems are drawn
-with replacement. Every metric is a ratio of two per-problem sums (`ProblemValues`): all of them
-share one matrix of draws and cost one matrix product.
+with replacement. Nearly every metric is a ratio of two per-problem sums (`ProblemValues`): all of
+them share one matrix of draws and cost one matrix product. What is no ratio (a ranking, a macro
+average) is a `Statistic`, computed anew for each draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,6 +67,30 @@ class ProblemValues:
         return ProblemValues(problem_ids, self.numerator[rows], self.denominator[rows], self.scale)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistic:
+    """A metric that is any function of how often each problem was drawn."""
+
+    problem_ids: tuple[str, ...]
+    of: Callable[[Array], float | None]
+    """Weights (one per problem, in their order; all 1 for the data as they are) to the metric,
+    or None where it is undefined."""
+    scale: Scale
+
+    @property
+    def value(self) -> float | None:
+        """The metric, or None if it is undefined."""
+        return self.of(np.ones(self.n))
+
+    @property
+    def n(self) -> int:
+        """Problems."""
+        return len(self.problem_ids)
+
+
+Metric = ProblemValues | Statistic
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A value and its 95% interval; all three are None for a metric without a single case."""
@@ -80,7 +105,7 @@ class Interval:
 
 
 def bootstrap_intervals(
-    metrics: Mapping[str, ProblemValues], *, bootstrap: int, seed: int
+    metrics: Mapping[str, Metric], *, bootstrap: int, seed: int
 ) -> dict[str, Interval]:
     """The 95% percentile interval of each metric.
 
@@ -93,11 +118,29 @@ def bootstrap_intervals(
     and is left out. The interval always contains the value. Where the resamples do not differ (all
     problems agree), `point_interval` takes their place.
     """
+    if not metrics:
+        return {}
     drawn = resampled(list(metrics.values()), bootstrap, seed)
     return {
         name: percentile_interval(metric.value, drawn[:, column], metric.scale, metric.n)
         for column, (name, metric) in enumerate(metrics.items())
     }
+
+
+def bootstrap_difference(a: Metric, b: Metric, *, bootstrap: int, seed: int) -> Interval:
+    """The 95% percentile interval of metric `a` minus metric `b` on the same problems, paired.
+
+    Raises:
+        ValueError: the problems differ.
+    """
+    if a.problem_ids != b.problem_ids:
+        raise ValueError("a paired difference needs the same problems in the same order")
+    left, right = a.value, b.value
+    if left is None or right is None:
+        return Interval(None, None, None)
+    drawn = resampled([a, b], bootstrap, seed)
+    difference, scale = drawn[:, 0] - drawn[:, 1], difference_scale(a, b)
+    return percentile_interval(left - right, difference, scale, min(a.n, b.n))
 
 
 def point_interval(value: float, scale: Scale, n: int) -> Interval:
@@ -119,18 +162,29 @@ def point_interval(value: float, scale: Scale, n: int) -> Interval:
     return Interval(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
-def resampled(metrics: Sequence[ProblemValues], bootstrap: int, seed: int) -> Array:
+def resampled(metrics: Sequence[Metric], bootstrap: int, seed: int) -> Array:
     """Metrics of the resamples, [bootstrap, metrics]; NaN where a resample leaves one undefined.
 
     All metrics see the same draws of the same problems.
     """
-    numerators = np.stack([metric.numerator for metric in metrics], axis=1)
-    denominators = np.stack([metric.denominator for metric in metrics], axis=1)
-    found = []
-    for drawn in _draws(len(numerators), bootstrap, np.random.default_rng(seed)):
-        top, bottom = drawn @ numerators, drawn @ denominators
-        found.append(np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0))
-    return np.concatenate(found)
+    draws = _draws(len(metrics[0].problem_ids), bootstrap, np.random.default_rng(seed))
+    return np.concatenate([_at(some, metrics) for some in draws])
+
+
+def _at(draws: Array, metrics: Sequence[Metric]) -> Array:
+    """The metrics at each of these draws, [draws, metrics]."""
+    found = np.full((len(draws), len(metrics)), np.nan)
+    ratios = {i: m for i, m in enumerate(metrics) if isinstance(m, ProblemValues)}
+    if ratios:
+        top = draws @ np.stack([values.numerator for values in ratios.values()], axis=1)
+        bottom = draws @ np.stack([values.denominator for values in ratios.values()], axis=1)
+        undefined = np.full_like(top, np.nan)
+        found[:, list(ratios)] = np.divide(top, bottom, out=undefined, where=bottom > 0)
+    for i, metric in enumerate(metrics):
+        if isinstance(metric, Statistic):
+            values = [metric.of(weights) for weights in draws]
+            found[:, i] = [np.nan if value is None else value for value in values]
+    return found
 
 
 def _draws(n: int, bootstrap: int, rng: np.random.Generator) -> Iterator[Array]:
@@ -157,6 +211,6 @@ def percentile_interval(value: float | None, drawn: Array, scale: Scale, n: int)
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
-def difference_scale(a: ProblemValues, b: ProblemValues) -> Scale:
+def difference_scale(a: Metric, b: Metric) -> Scale:
     """What values metric `a` minus metric `b` can take."""
     return Scale.AMOUNT if Scale.AMOUNT in (a.scale, b.scale) else Scale.DIFFERENCE

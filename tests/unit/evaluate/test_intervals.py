@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rise_ray.evaluate.compare import paired
 from rise_ray.evaluate.intervals import (
     Interval,
     ProblemValues,
     Scale,
+    bootstrap_difference,
     bootstrap_intervals,
     point_interval,
 )
@@ -114,9 +114,14 @@ def test_pairing_removes_what_both_sides_share() -> None:
     hard = list(rng.binomial(1, 0.5, 300).astype(float))
     better = [min(1.0, x + float(rng.random() < 0.1)) for x in hard]
     a, b = values(better), values(hard)
-    found = paired(a, b, bootstrap=2000, seed=0)
+    found = bootstrap_difference(a, b, bootstrap=2000, seed=0)
     assert found.low > 0
     assert interval(a).low < interval(b).high  # unpaired, the two overlap
+
+
+def test_a_difference_of_other_problems_is_refused() -> None:
+    with pytest.raises(ValueError, match="same problems"):
+        bootstrap_difference(values([1, 0]), values([1, 0, 1]), bootstrap=100, seed=0)
 
 
 @given(
