@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,12 @@ def _connect(config: RunConfig, debug: bool) -> None:
     if not debug:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read when ray.data is first used
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    level = "INFO" if debug else "ERROR"
     if address == "local":
-        _start_local(config, debug, level)
+        start_local_ray(config.ray.num_cpus, config.ray.object_store_mib, debug)
         return
     try:
         _require_listener(address)
-        ray.init(address=address, log_to_driver=debug, logging_level=level)
+        ray.init(address=address, log_to_driver=debug, logging_level=_level(debug))
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster at `{address}` ({str(error).strip().splitlines()[0]}); start one "
@@ -155,8 +154,19 @@ def _connect(config: RunConfig, debug: bool) -> None:
         ) from error
 
 
-def _start_local(config: RunConfig, debug: bool, level: str) -> None:
-    """A Ray of this run's own, that only this machine can reach."""
+def start_local_ray(
+    num_cpus: int | None, object_store_mib: int | None, debug: bool = False
+) -> None:
+    """Start a Ray of this process's own, that only this machine can reach, and connect to it.
+
+    Args:
+        num_cpus: logical ones; None: as many as there are.
+        object_store_mib: memory of its object store, MiB; None: Ray's own choice.
+        debug: show what all processes log.
+
+    Raises:
+        ClusterError: it does not start.
+    """
     from ray._private import ray_constants
 
     # What makes Ray take 127.0.0.1 as its node's address and bind every service to it; on Linux
@@ -164,29 +174,41 @@ def _start_local(config: RunConfig, debug: bool, level: str) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     for variable, value in (LOOPBACK_ENVIRONMENT | _PATIENCE).items():
         os.environ.setdefault(variable, value)
-    store = config.ray.object_store_mib
-    starts_at_once = max(_STARTS_AT_ONCE, config.ray.num_cpus or os.cpu_count() or 1)
+    starts_at_once = max(_STARTS_AT_ONCE, num_cpus or os.cpu_count() or 1)
     for starts_left in reversed(range(_STARTS)):
+        before = psutil.Process().children()
         try:
             with _patient():
                 ray.init(
                     address="local",
-                    num_cpus=config.ray.num_cpus,
-                    object_store_memory=store * 2**20 if store else None,
+                    num_cpus=num_cpus,
+                    object_store_memory=object_store_mib * 2**20 if object_store_mib else None,
                     include_dashboard=False,
                     _node_ip_address=LOOPBACK,
                     _system_config={"worker_maximum_startup_concurrency": starts_at_once},
                     log_to_driver=debug,
-                    logging_level=level,
+                    logging_level=_level(debug),
                 )
             return
         except Exception as error:  # Ray raises a bare Exception for processes that are not up
             if starts_left and "timed out" in str(error):
+                _kill_all_but(before)
                 continue
             raise ClusterError(
                 f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is "
                 "the machine overloaded, or out of memory or disk?"
             ) from error
+
+
+def _kill_all_but(children: Sequence[psutil.Process]) -> None:
+    for child in psutil.Process().children():
+        if child not in children:
+            child.kill()
+            child.wait()
+
+
+def _level(debug: bool) -> str:
+    return "INFO" if debug else "ERROR"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 
+from rise_ray.cluster.connection import start_local_ray
 from rise_ray.config.loading import load_config
 from rise_ray.config.settings import (
     ModelConfig,
@@ -87,14 +88,7 @@ def ray_runtime(nothing_left_behind: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=200 * 2**20,
-            log_to_driver=False,  # vLLM says much; an error reaches the test as an exception
-            logging_level="error",
-        )
+        start_local_ray(num_cpus=4, object_store_mib=200)
         yield
         started = descendants()
         ray.shutdown()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.miniature import JOB, REPOSITORY
+from tests.system.miniature import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -25,11 +25,11 @@ if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
         time.sleep(25)
 """
 CONNECT = """
-import sys, ray
-from rise_ray.cluster.connection import connected
-from rise_ray.config.loading import load_config
-with connected(load_config(sys.argv[1], []), None, False):
-    print(ray.get(ray.remote(lambda: "up").remote()))
+import psutil, ray
+from rise_ray.cluster.connection import start_local_ray
+start_local_ray(num_cpus=1, object_store_mib=100)
+print(ray.get(ray.remote(lambda: "up").remote()))
+print([child.name() for child in psutil.Process().children()].count("gcs_server"))
 """
 
 
@@ -42,11 +42,11 @@ def test_it_is_started_again_where_its_agent_was_too_slow(tmp_path: Path) -> Non
         "FIRST_AGENT": str(first),
     }
     done = subprocess.run(
-        [sys.executable, "-c", CONNECT, JOB],
+        [sys.executable, "-c", CONNECT],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == "up", done.stderr
+    assert done.stdout.split() == ["up", "1"], done.stderr
     assert first.exists()
