@@ -146,7 +146,7 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     from rise_ray.cluster.connection import connected, in_job_copy
     from rise_ray.report.console import Console
     from rise_ray.run.journal import Run
-    from rise_ray.run.owner import Ownership
+    from rise_ray.run.owner import ownership
     from rise_ray.run.plans import teacher_workers
     from rise_ray.run.repair import is_whole, repair
     from rise_ray.run.stages import Stages
@@ -164,12 +164,12 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     # The folder is made when Ray is there: what fails before leaves nothing behind.
     with connected(config, teacher_workers(stages_of(config)), options.debug):
         handle_signals()  # Ray took SIGTERM over
-        with Ownership(run.folder, console.line):
+        with ownership(run.folder, console.line):
             run = Run(config, options.resume)
             for repaired in repair(run):
                 console.line(repaired)
             with Stages(run, console) as stages:
-                execute(stages)
+                execute(config, stages.do)
     return 0
 
 

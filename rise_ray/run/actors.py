@@ -182,7 +182,7 @@ def given_model(
         chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
         sequences = [
             ids[: model.max_model_len - 1] for ids in probe(chat)
-        ]  # a teacher's is its own
+        ]  # a teacher's own length
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
         reference = reference_in_task(
             checkpoint, sequences, dtype, model.trust_remote_code, deadline_s

@@ -50,7 +50,7 @@ class Run:
         self.folder = run_folder(config)
         self.trajectories = TrajectoryStore(self.folder / "trajectories")
         self._dump = dump_config(config)
-        self._decisive = config_sha256(dump_decisive(config))
+        self._decisive = sha256(dump_decisive(config).encode())
         self._stages: dict[str, dict[str, Any]] = {}
         self._teacher_tokens = 0
         self._journaled_sha256 = ""
@@ -127,7 +127,7 @@ class Run:
             "schema_version": SCHEMA_VERSION,
             "rise_ray": __version__,
             "run": self.config.name,
-            "config_sha256": config_sha256(self._dump),
+            "config_sha256": sha256(self._dump.encode()),
             "decisive_sha256": self._decisive,
             "teacher_tokens": self._teacher_tokens,
             "stages": self._stages,
@@ -186,11 +186,6 @@ def read_journal(folder: Folder) -> dict[str, Any]:
         if not isinstance(state.get(key), kind):
             raise StoreError(f"{where}: damaged journal: it has no {key}; {remedy}")
     return dict(state)
-
-
-def config_sha256(dump: str) -> str:
-    """The digest of a dumped config, which the journal and every lineage carry."""
-    return sha256(dump.encode())
 
 
 def run_folder(config: RunConfig) -> Folder:

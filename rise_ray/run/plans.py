@@ -13,7 +13,7 @@ from rise_ray.errors import ConfigError
 from rise_ray.evaluate.split import held_out
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
-from rise_ray.run.specs import Evaluate, Roll, Spec, Weights
+from rise_ray.run.specs import Evaluate, Roll, Spec
 
 Teacher = ReferenceTeacher | OpenAITeacher | ModelTeacher
 _Spec = TypeVar("_Spec", bound=Spec)
@@ -24,14 +24,9 @@ def of_kind(kind: type[_Spec], specs: Iterable[Spec]) -> list[_Spec]:
     return [spec for spec in specs if isinstance(spec, kind)]
 
 
-def rolled_places(specs: Iterable[Spec]) -> dict[str, Place]:
-    """Where each stage that rolls episodes keeps them, by its key in the journal."""
-    return {spec.key: spec.place for spec in specs if isinstance(spec, Roll | Evaluate)}
-
-
-def sampling_weights(specs: Iterable[Spec]) -> dict[Place, Weights]:
-    """The weights that roll at each place."""
-    return {spec.place: spec.weights for spec in specs if isinstance(spec, Roll | Evaluate)}
+def rolling(specs: Iterable[Spec]) -> list[Roll | Evaluate]:
+    """The stages that roll episodes, in order."""
+    return [spec for spec in specs if isinstance(spec, Roll | Evaluate)]
 
 
 def evaluated_models(specs: Iterable[Spec]) -> dict[str, Place]:
