@@ -133,12 +133,7 @@ def training_rows(
 
 
 def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) -> dict[str, Any]:
-    """A training row and what it leads to, as a line of JSON.
-
-    Args:
-        record: of the run.
-        row: one of its training rows.
-        trajectory: the row's; None for a demonstration, which has none.
+    """A training row and what it leads to, as JSON; a demonstration's `trajectory` is None.
 
     Raises:
         StoreError: the row and the trajectory's response are not the same.

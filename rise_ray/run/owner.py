@@ -94,11 +94,8 @@ def ownership(folder: Folder, say: Callable[[str], None]) -> Iterator[None]:
     """The right to write to a run folder, for the time of a `with` block.
 
     A driver that finds another's name in its file (it was suspended for longer than a lease) ends
-    at once, with exit status 1: what it would tidy up is the other's now.
-
-    Args:
-        folder: of the run.
-        say: told why entering waits.
+    at once, with exit status 1: what it would tidy up is the other's now. `say` is told why
+    entering waits.
 
     Raises:
         StoreError: on entry: another driver lives; on exit: the file cannot be removed.

@@ -54,7 +54,9 @@ def repair(run: Run) -> list[str]:
         run.forget(key)
         found.append(f"{key}: {reason}: what is missing is made again")
     if not run.config_is_whole():
-        found.append(_why_not_whole(run))
+        changed = ", ".join(f"`{key}`" for key, _, _ in run.changed_settings())
+        other = f"the run goes on with other settings than before: {changed}"
+        found.append(f"{CONFIG}: {other if changed else 'was lost or changed: written again'}")
         run.write_config()
     unmeasured = _unmeasured(run)
     if unmeasured:
@@ -68,14 +70,6 @@ def repair(run: Run) -> list[str]:
             "their single steps are lost"
         )
     return found
-
-
-def _why_not_whole(run: Run) -> str:
-    changed = run.changed_settings()
-    if not changed:
-        return f"{CONFIG}: was lost or changed: written again"
-    keys = ", ".join(f"`{key}`" for key, _, _ in changed)
-    return f"{CONFIG}: the run goes on with other settings than before: {keys}"
 
 
 def _missing_examples(folder: Folder) -> str | None:

@@ -15,10 +15,11 @@ from typing import Any, Self
 from rise_ray.cluster.connection import this_node
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.settings import TrainConfig
+from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EVALUATION, EvalResult, eval_record, evaluate
-from rise_ray.mdp import MAIN_TRACK, Place, WeightVersion, derive_seed
+from rise_ray.mdp import MAIN_TRACK, Place, Problem, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer
 from rise_ray.relabel.job import write_relabeled
 from rise_ray.report.console import Console
@@ -26,8 +27,8 @@ from rise_ray.report.html import write_report
 from rise_ray.report.tracking import PhaseLog, start_tracker
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
-from rise_ray.rollout.episode import EpisodeSpec
-from rise_ray.run.actors import Actors, Taught, given_model
+from rise_ray.rollout.episode import EpisodePlan
+from rise_ray.run.actors import Actors, given_model
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.plans import (
     affordable_candidates,
@@ -102,13 +103,10 @@ class Stages:
 
     def _collect(self, spec: Roll) -> Result:
         """Roll the iteration's problems on-policy, with candidates or a teacher's answers."""
-        iteration = spec.place.iteration
-        problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
-        weights = self._version(spec.weights)
-        chat = self._chat(weights)
+        available = self._problems(self.config.split)
+        problems = iteration_problems(self.config, available, spec.place.iteration)
         plan = roll_plan(self.config, spec, self._candidates(spec))
-        specs = specs_for(plan, self.task, chat, problems, samples=1)
-        return self._roll(weights, Taught(spec.episodes.teacher, chat), specs, spec.place)
+        return self._roll(spec.weights, plan, problems, 1, spec.episodes.teacher)
 
     def _relabel(self, spec: Rows) -> Result:
         """Turn stored trajectories into an examples folder."""
@@ -156,10 +154,8 @@ class Stages:
         """Measure weights on the held-out problems by RISE's protocol."""
         protocol = self.config.evaluation
         problems = evaluation_problems(self.config, self._problems(protocol.split))
-        weights = self._version(spec.weights)
         plan = eval_plan(self.config, spec.place)
-        specs = specs_for(plan, self.task, self._chat(weights), problems, protocol.samples)
-        counts = self._roll(weights, None, specs, spec.place)
+        counts = self._roll(spec.weights, plan, problems, protocol.samples, NoTeacher())
         record = eval_record(
             spec.model,
             protocol.split,
@@ -283,17 +279,20 @@ class Stages:
 
     def _roll(
         self,
-        weights: WeightVersion,
-        taught: Taught | None,
-        specs: Sequence[EpisodeSpec],
-        place: Place,
+        weights: Weights,
+        plan: EpisodePlan,
+        problems: Sequence[Problem],
+        samples: int,
+        teacher: TeacherConfig,
     ) -> Result:
+        version = self._version(weights)
+        chat = self._chat(version)
         before = self._actors.counters()
         counts = roll_phase(
-            self._actors.roller(weights, taught),
-            specs,
+            self._actors.roller(version, chat, teacher),
+            specs_for(plan, self.task, chat, problems, samples),
             self.run.trajectories,
-            place,
+            plan.place,
             self.config.verify.max_error_share,
             self.console.rolled,
         )

@@ -15,6 +15,7 @@ therefore depend on the config, never on what a stage found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
@@ -38,21 +39,17 @@ Do = Callable[[Spec], None]
 """Does a stage, or only takes note of it; it returns when the stage is done."""
 
 
+@dataclass(frozen=True, slots=True)
 class Track:
-    """A named line of weights.
+    """A named line of weights: `iteration` for the run's own recipe.
 
-    Args:
-        config: of the run.
-        do: does its stages.
-        name: `iteration` for the run's own recipe.
-        like: the track that this one is compared with, and whose budget it has; None: none.
+    `like` is the track that it is compared with, and whose budget it has, if there is one.
     """
 
-    def __init__(self, config: RunConfig, do: Do, name: str, like: str | None = None) -> None:
-        self.config = config
-        self.do = do
-        self.name = name
-        self.like = like
+    config: RunConfig
+    do: Do
+    name: str
+    like: str | None = None
 
     def base(self) -> Weights:
         """The weights that every track starts from."""
@@ -68,12 +65,12 @@ class Track:
             yield At(self, iteration)
 
 
+@dataclass(frozen=True, slots=True)
 class At:
     """One iteration of a track."""
 
-    def __init__(self, track: Track, iteration: int) -> None:
-        self.track = track
-        self.iteration = iteration
+    track: Track
+    iteration: int
 
     @property
     def is_last(self) -> bool:
@@ -101,13 +98,9 @@ class At:
     def train(
         self, rows: Place, start: Weights, epochs: float | None = None, equal_tokens: bool = False
     ) -> Weights:
-        """Fine-tune `start` on rows.
+        """Fine-tune `start` for `epochs` passes over the rows (None: `train.epochs`).
 
-        Args:
-            rows: of `rows`.
-            start: the weights before.
-            epochs: passes over the rows; None: `train.epochs`.
-            equal_tokens: train on as many tokens as the compared track's training instead.
+        With `equal_tokens`, for as many tokens as the compared track's training instead.
 
         Raises:
             ConfigError: `equal_tokens`, and there is no track to compare with.
