@@ -6,13 +6,15 @@ On a laptop that is no fault of the config (`NotCheckedError`); where a run star
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rise_ray.cluster.network import connection_failure
+from rise_ray.cluster.machine import connection_failure
 from rise_ray.config.settings import RunConfig
 from rise_ray.config.teacher import OpenAITeacher
-from rise_ray.errors import DataError, ModelError, RiseError, StoreError, TeacherError
+from rise_ray.errors import ModelError, RiseError, StoreError, TeacherError
 from rise_ray.mdp import Problem
 from rise_ray.models.locate import locate_model
 from rise_ray.rollout.chat import load_tokenizer
@@ -23,9 +25,6 @@ from rise_ray.tasks.base import Task
 from rise_ray.tasks.dataset import DatasetTask
 from rise_ray.tasks.source import is_file
 
-_WEIGHTS = "*.safetensors"
-_HUB = "https://huggingface.co"
-_OPENAI = "https://api.openai.com/v1"
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -68,15 +67,10 @@ def load_problems(task: Task, split: str) -> list[Problem]:
         DataError: the source is missing or malformed.
         NotCheckedError: it is on the hub, and the hub does not answer.
     """
-    on_hub = isinstance(task, DatasetTask) and not task.paths and not is_file(task.path)
-    if on_hub:
-        _use_only_the_cache_if_the_hub_is_away()
-    try:
-        return task.load(split)
-    except DataError as error:
-        if on_hub and _is_connection(error):
-            raise NotCheckedError(str(error), error) from error
-        raise
+    if isinstance(task, DatasetTask) and not task.paths and not is_file(task.path):
+        with _hub():
+            return task.load(split)
+    return task.load(split)
 
 
 def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool) -> Any:
@@ -90,18 +84,12 @@ def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code
         _require_model_at(path)
         raise NotCheckedError(f"{path} is there; it is copied to each node when the run starts")
     located = locate_model(path)
-    on_hub = not Path(located).is_dir()
-    if on_hub:
-        _use_only_the_cache_if_the_hub_is_away()
-    elif next(Path(located).glob(_WEIGHTS), None) is None:
-        raise ModelError(f"model {path}: the folder holds no weights ({_WEIGHTS})")
-    try:
-        return load_tokenizer(located, chat_template, trust_remote_code)
-    except ModelError as error:
-        if on_hub and _is_connection(error):
-            reason = f"{path} is no folder here, and the hub is not reachable from here"
-            raise NotCheckedError(reason, error) from error
-        raise
+    if not Path(located).is_dir():
+        with _hub(f"{path} is no folder here, and the hub is not reachable from here"):
+            return load_tokenizer(located, chat_template, trust_remote_code)
+    if next(Path(located).glob("*.safetensors"), None) is None:
+        raise ModelError(f"model {path}: the folder holds no weights (*.safetensors)")
+    return load_tokenizer(located, chat_template, trust_remote_code)
 
 
 def check_endpoint(teacher: OpenAITeacher) -> str:
@@ -116,7 +104,7 @@ def check_endpoint(teacher: OpenAITeacher) -> str:
             f"`teacher.api_key_env`: the environment variable {teacher.api_key_env} is not set; "
             "set it to the endpoint's key"
         )
-    url = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
+    url = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     failure = None if _behind_proxy() else connection_failure(url)
     if failure is not None:
         message = f"teacher {teacher.model} at {url}: cannot be reached: {failure}"
@@ -137,24 +125,25 @@ def _require_model_at(uri: str) -> None:
         raise ModelError(f"model {uri}: there is no config.json: not a Hugging Face model")
 
 
-def _is_connection(error: BaseException) -> bool:
-    """Whether an error comes from a hub that does not answer, not from what it answered."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def _use_only_the_cache_if_the_hub_is_away() -> None:
-    """Without this the hub's client tries for a minute. It is told before its first import."""
-    if "HF_HUB_OFFLINE" in os.environ or _behind_proxy():
-        return
-    if connection_failure(os.environ.get("HF_ENDPOINT", _HUB)) is not None:
+@contextmanager
+def _hub(reason: str | None = None) -> Iterator[None]:
+    """Around a read of the hub: NotCheckedError where it does not answer and no cache has it."""
+    told = "HF_HUB_OFFLINE" in os.environ or _behind_proxy()
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not told and connection_failure(endpoint) is not None:
+        # Else its client tries for a minute. It looks at this when it is first imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    except RiseError as error:
+        from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+                raise NotCheckedError(reason or str(error), error) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def _behind_proxy() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from rise_ray.text import terminal_text
@@ -17,26 +17,15 @@ class ArgumentParser(argparse.ArgumentParser):
         super().error(terminal_text(message))
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's, but for `refuse`."""
-        options, rest = self.parse_known_args(args, namespace)
-        self.refuse(rest)
-        return options
+        """As argparse's, but `overrides` may stand after options, too.
 
-    def parse_intermixed_args(
-        self, args: Iterable[str] | None = None, namespace: Any = None
-    ) -> Any:
-        """As argparse's, but for `refuse`."""
-        options, rest = self.parse_known_intermixed_args(args, namespace)
-        self.refuse(rest)
-        return options
-
-    def refuse(self, rest: Sequence[str]) -> None:
-        """End with an error if there are arguments that nothing takes.
-
-        It names one, and not the value after its `=`, which may be a secret.
+        An argument that nothing takes is named without what follows its `=`: it may be a secret.
         """
-        unknown = [argument for argument in rest if argument.startswith("-")]
-        if unknown:
-            self.error(f"unknown option {unknown[0].partition('=')[0]}")
-        if rest:
-            self.error(f"unrecognized argument {rest[0].partition('=')[0]}")
+        options, rest = self.parse_known_args(args, namespace)
+        if "overrides" in options:
+            options.overrides += [argument for argument in rest if not argument.startswith("-")]
+            rest = [argument for argument in rest if argument.startswith("-")]
+        for argument in rest:
+            kind = "unknown option" if argument.startswith("-") else "unrecognized argument"
+            self.error(f"{kind} {argument.partition('=')[0]}")
+        return options

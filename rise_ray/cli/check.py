@@ -43,11 +43,8 @@ class Status(StrEnum):
     """What a step of the check found."""
 
     OK = "ok"
-    """As it has to be."""
-    FAILED = "failed"
-    """A run would stop here."""
-    NOT_CHECKED = "not checked"
-    """It cannot be known here, or not before the run; the detail says why."""
+    FAILED = "failed"  # a run would stop here
+    NOT_CHECKED = "not checked"  # it cannot be known here, or not before the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +75,7 @@ def check(config: RunConfig) -> bool:
 def preflight(config: RunConfig, resume: bool) -> Run:
     """What a run does first: every step of `check`, unless the run is finished already.
 
-    Returns:
-        The run, not yet created where its folder is free.
+    The run that is returned is not created yet where its folder is free.
 
     Raises:
         RiseError: of the first step that fails.
@@ -117,14 +113,12 @@ class Inspection:
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
         """Subject and step, the cheap ones first. A step returns its finding or raises."""
-        config = self.config
         steps = [("DeepSpeed", self._deepspeed), ("data", self._data)]
-        if config.warm_start:
+        if self.config.warm_start:
             steps.append(("warm start", self._demonstrations))
         if teacher_of(self.stages) is not None:
             steps.append(("teacher", self._teacher))
-        steps += [("model", self._model), ("prompts", self._prompts)]
-        return steps
+        return [*steps, ("model", self._model), ("prompts", self._prompts)]
 
     def findings(self) -> Iterator[Finding]:
         """Make every step, the run folder's first."""
@@ -150,16 +144,13 @@ class Inspection:
         jobs: dict[str, TrainConfig] = {"train": config.train} if config.iterations else {}
         if config.warm_start:
             jobs["warm_start.train"] = config.warm_start.train
-        for job in jobs.values():
+        found = []
+        for name, job in jobs.items():
             deepspeed_config(job)
             checkpoint_dtype(job, config.model.dtype)
-        if not jobs:
-            return "nothing is trained"
-        return "; ".join(
-            f"`{name}`: ZeRO-3 in {resolve_dtype(job.precision, job.num_gpus)}, "
-            f"{job.workers} workers"
-            for name, job in jobs.items()
-        )
+            dtype = resolve_dtype(job.precision, job.num_gpus)
+            found.append(f"`{name}`: ZeRO-3 in {dtype}, {job.workers} workers")
+        return "; ".join(found) or "nothing is trained"
 
     def _data(self) -> str:
         config = self.config

@@ -17,14 +17,7 @@ from rise_ray.evaluate.metrics import EVALUATION, EvalResult, evaluate
 from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
 from rise_ray.mdp import MAIN_TRACK
 from rise_ray.report.table import main_metrics
-from rise_ray.report.words import (
-    figures,
-    metric_label,
-    percent,
-    percent_interval,
-    plural,
-    points,
-)
+from rise_ray.report.words import figures, metric_label, percent, percent_interval, plural, points
 from rise_ray.run.journal import LAST_STAGE
 from rise_ray.run.lineage import RunRecord, open_run
 from rise_ray.run.plans import evaluated_models
@@ -37,10 +30,7 @@ _OF_A_RUN = ("name", "storage", "seed")
 
 
 def compare_seeds(folders: Sequence[str]) -> dict[str, Any]:
-    """The figures of some runs over their seeds, as plain data; see `markdown`.
-
-    Args:
-        folders: run folders, paths or URIs, at least one.
+    """The figures of one run folder (path or URI) or more over their seeds, as plain data.
 
     Raises:
         ConfigError: the runs differ in more than their seed, or two have the same.

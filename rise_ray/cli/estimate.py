@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rise_ray.cluster.connection import required_resources
@@ -21,18 +21,12 @@ class Lengths:
 
 
 def estimate(
-    config: RunConfig,
-    stages: Sequence[Spec],
-    problems: Mapping[str, int],
-    lengths: Lengths | None,
+    config: RunConfig, stages: Sequence[Spec], problems: Mapping[str, int], lengths: Lengths | None
 ) -> list[tuple[str, str]]:
     """Subject and sentence of what a run samples, trains and needs.
 
-    Args:
-        config: the run.
-        stages: that it declares.
-        problems: of each split, where it could be loaded.
-        lengths: None where no tokenizer could be loaded.
+    `problems` counts those of each split that could be loaded; without a tokenizer `lengths` is
+    None.
     """
     lines = []
     if config.warm_start:
@@ -40,7 +34,9 @@ def estimate(
         lines.append(("  one step", _step(config.warm_start.train)))
     if config.iterations:
         lines.append(("iterations", _iterations(config)))
-        lines += _rolls(config, stages, problems.get(config.split))
+        first = [roll for roll in of_kind(Roll, stages) if roll.place.iteration == 1]
+        there = problems.get(config.split)
+        lines += [(f"  {roll.place}", _sampled(config, roll, there)) for roll in first]
         lines.append(("  one step", _step(config.train)))
     lines.append(("evaluation", _evaluation(config, stages, problems.get(config.evaluation.split))))
     if lengths is not None:
@@ -57,15 +53,6 @@ def _iterations(config: RunConfig) -> str:
         f"{config.iterations} of {config.recipe.name}, each from the {config.start_from} model "
         + (f"on {config.data} data{controls}")
     )
-
-
-def _rolls(
-    config: RunConfig, stages: Sequence[Spec], there: int | None
-) -> Iterator[tuple[str, str]]:
-    """What each track rolls in its first iteration."""
-    for roll in of_kind(Roll, stages):
-        if roll.place.iteration == 1:
-            yield f"  {roll.place}", _sampled(config, roll, there)
 
 
 def _sampled(config: RunConfig, roll: Roll, there: int | None) -> str:

@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rise_ray import __version__
 from rise_ray.cli.arguments import ArgumentParser
@@ -28,10 +27,6 @@ from rise_ray.config.loading import load_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import user_error
 from rise_ray.text import terminal_text
-
-if TYPE_CHECKING:
-    from rise_ray.report.console import Console
-    from rise_ray.run.journal import Run
 
 _PACKAGE = Path(__file__).parents[1]
 _RUN = """\
@@ -90,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status; the epilog of `--help` lists them."""
     sys.excepthook = _show_traceback
     threading.excepthook = _show_traceback_of_thread
-    options = _parse(arguments)
+    options = _parser().parse_args(arguments)
     try:
         with stop_signals():
             return int(options.command(options))
@@ -145,8 +140,9 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     from rise_ray.cli.check import preflight
     from rise_ray.cluster.connection import connected, in_job_copy
     from rise_ray.report.console import Console
-    from rise_ray.run.journal import Run
-    from rise_ray.run.owner import Ownership
+    from rise_ray.report.tracking import read_metrics
+    from rise_ray.run.journal import LAST_STAGE, REPORT, Run
+    from rise_ray.run.owner import ownership
     from rise_ray.run.plans import teacher_workers
     from rise_ray.run.repair import is_whole, repair
     from rise_ray.run.stages import Stages
@@ -159,27 +155,19 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     if in_job_copy(run.folder.uri):
         console.step("which Ray deletes: to keep it, give `storage` as an absolute path or a URI")
     if run.finished and (is_whole(run) or not options.resume):
-        _show(run, console)
+        comparisons = run.stages[LAST_STAGE]["comparisons"]
+        console.results(read_metrics(run.folder), comparisons, f"{run.folder.uri}/{REPORT}")
         return 0
     # The folder is made when Ray is there: what fails before leaves nothing behind.
     with connected(config, teacher_workers(stages_of(config)), options.debug):
         handle_signals()  # Ray took SIGTERM over
-        with Ownership(run.folder, console.line):
+        with ownership(run.folder, console.line):
             run = Run(config, options.resume)
             for repaired in repair(run):
                 console.line(repaired)
             with Stages(run, console) as stages:
-                execute(stages)
+                execute(config, stages.do)
     return 0
-
-
-def _show(run: Run, console: Console) -> None:
-    """The results of a finished run, from its folder alone."""
-    from rise_ray.report.tracking import read_metrics
-    from rise_ray.run.journal import LAST_STAGE, REPORT
-
-    comparisons = run.stages[LAST_STAGE]["comparisons"]
-    console.results(read_metrics(run.folder), comparisons, f"{run.folder.uri}/{REPORT}")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -210,16 +198,6 @@ def _compare(options: argparse.Namespace) -> int:
         write_json(found, options.json)
     print(terminal_text(markdown(found)))
     return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if "overrides" in options:  # argparse gives up on positional arguments after an option
-        options.overrides += [argument for argument in rest if not argument.startswith("-")]
-        rest = [argument for argument in rest if argument.startswith("-")]
-    parser.refuse(rest)
-    return options
 
 
 def _parser() -> ArgumentParser:

@@ -1,14 +1,12 @@
 """What a process leaves behind, removed when it is gone, however it ended.
 
-Ray ends an actor with SIGKILL, and all its children with it. One of them is Python's resource
-tracker, which would have unlinked the shared memory of vLLM's engines with worker processes
-(hundreds of MiB for each). The tracker that this module starts is nobody's child. It ends when
-the last process that uses it has gone, and then removes a folder too, where whatever else a
-process leaves (sockets, rendezvous files) can lie. No library does it: Python's own
-tracker is a child of what is killed, and Ray and vLLM have none.
-
-vLLM's collectives on CPUs tell no tracker of their shared memory. It has the name of the file
-where the engine's processes meet, so that file has to lie in the folder (`temporary_files`).
+Ray ends an actor with SIGKILL, and all its children with it, also Python's resource tracker, which
+would have unlinked the shared memory of vLLM's engines with worker processes (hundreds of MiB for
+each); Ray and vLLM have no tracker. The one that this module starts is nobody's child. It ends when
+the last process that uses it has gone, and removes a folder too, for whatever else a process leaves
+(sockets, rendezvous files). vLLM's collectives on CPUs tell no tracker of their shared memory, but
+it has the name of the file where the engine's processes meet: that has to lie in the folder
+(`temporary_files`).
 
 Run as a script, it is that tracker: so it imports nothing but the standard library.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rise_ray.cluster.network import connection_failure
+from rise_ray.cluster.machine import connection_failure
 from rise_ray.config.settings import RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
 
@@ -47,10 +48,7 @@ _STARTS_AT_ONCE = 4
 def connected(config: RunConfig, teacher: WorkersConfig | None, debug: bool) -> Iterator[None]:
     """Ray for the time of a run. An instance that this starts ends with it.
 
-    Args:
-        config: of the run.
-        teacher: the workers of its model teacher, if it has one.
-        debug: show what all processes log.
+    `teacher` are the workers of its model teacher; `debug` shows what all processes log.
 
     Raises:
         ClusterError: there is no cluster at the address, or it has too little of a resource.
@@ -87,20 +85,19 @@ def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict
     Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers;
     trainings do only where workers are not released.
     """
-    workers: dict[str, float] = {}
-    train: dict[str, float] = {}
+    rolling: dict[str, float] = defaultdict(float)
+    training: dict[str, float] = defaultdict(float)
     for who, each, count in _workers(config, teacher):
         for name, amount in each.items():
             if who == TRAINER:  # trainings come one after another
-                train[name] = max(train.get(name, 0.0), amount * count)
+                training[name] = max(training[name], amount * count)
             else:
-                workers[name] = workers.get(name, 0.0) + amount * count
-    needed: dict[str, float] = {}
-    for name in {*workers, *train}:
-        rolling = workers.get(name, 0.0)
-        staying = 0.0 if config.rollout.release_during_training else rolling
+                rolling[name] += amount * count
+    needed = {}
+    for name in {*rolling, *training}:
+        staying = 0.0 if config.rollout.release_during_training else rolling[name]
         task = _TASK_CPUS if name == "CPU" else 0.0
-        needed[name] = max(rolling + task, staying + train.get(name, 0.0))
+        needed[name] = max(rolling[name] + task, staying + training[name])
     needed["CPU"] += config.verify.actors * config.verify.num_cpus
     return {name: round(amount, 3) for name, amount in sorted(needed.items()) if amount}
 
@@ -145,7 +142,10 @@ def _connect(config: RunConfig, debug: bool) -> None:
         start_local_ray(config.ray.num_cpus, config.ray.object_store_mib, debug)
         return
     try:
-        _require_listener(address)
+        if address != "auto":  # Ray tries one that nothing answers at for many minutes
+            url = address if "://" in address else f"ray-gcs://{address}"
+            if (failure := connection_failure(url)) is not None:
+                raise ConnectionError(failure)
         ray.init(address=address, log_to_driver=debug, logging_level=_level(debug))
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
@@ -239,24 +239,14 @@ def _raylet_lives() -> bool:
     return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in children)
 
 
-def _require_listener(address: str) -> None:
-    """Ray itself tries an address that nothing answers at for many minutes."""
-    if address == "auto":
-        return
-    failure = connection_failure(address if "://" in address else f"ray-gcs://{address}")
-    if failure is not None:
-        raise ConnectionError(failure)
-
-
 def _workers(
     config: RunConfig, teacher: WorkersConfig | None
 ) -> Iterator[tuple[str, dict[str, float], int]]:
     """Every kind of worker that a run starts: what it is, the resources of one, how many."""
-    pools = {"rollout worker": config.rollout.workers}
+    pool = config.rollout.workers
+    yield "rollout worker", _resources(pool), pool.min_workers
     if teacher is not None:
-        pools["teacher worker"] = teacher
-    for who, pool in pools.items():
-        yield who, _resources(pool), pool.min_workers
+        yield "teacher worker", _resources(teacher), teacher.min_workers
     if config.iterations:
         yield TRAINER, _resources(config.train), config.train.workers
     if config.warm_start:

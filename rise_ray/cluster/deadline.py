@@ -28,12 +28,9 @@ _CANCEL_S = 5.0  # for Ray to end a process
 
 
 def answer(what: str, call: Any, deadline_s: float) -> Any:
-    """The result of a task or an actor's method.
+    """The result of a task or an actor's method, of which `call` is the object reference.
 
-    Args:
-        what: its name, for the error.
-        call: the object reference that calling it gave.
-        deadline_s: seconds; the wait for a CPU or a node is in them.
+    The wait for a CPU or a node is in `deadline_s`, in seconds; errors name it `what`.
 
     Raises:
         ClusterError: there was none in time, or its process is lost.
@@ -63,9 +60,7 @@ def in_task(
     """`work(*arguments)` in a Ray task whose process ends with it, or with the wait; see `answer`.
 
     Ray runs it again, up to three times, where its process dies: it has to be idempotent.
-
-    Args:
-        options: Ray's other options of the task.
+    `options` are Ray's others of the task.
     """
     task: Any = ray.remote(num_cpus=num_cpus, max_calls=1, **options)(work)
     call = task.remote(*arguments)

@@ -17,8 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from rise_ray.cluster.connection import this_node
 
-_BEAT_EVERY_S = 1.0
-_LOOK_EVERY_S = 1.0
+_EVERY_S = 1.0  # a beat, a look
 
 
 class Heartbeat:
@@ -54,7 +53,7 @@ class Beat:
     def __call__(self) -> None:
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + _BEAT_EVERY_S
+            self._next = now + _EVERY_S
             self._pulse.beat.remote()
 
 
@@ -64,18 +63,14 @@ def watched(
 ) -> Iterator[threading.Event]:
     """Beside the block, call `end` once no sign of life came for `deadline_s` seconds.
 
-    Args:
-        heartbeat: the actor.
-        waits: whether the training waits for resources, which has a deadline of its own.
-
-    Yields:
-        What is set before `end` is called.
+    Not while the training `waits` for resources, which has a deadline of its own. What is yielded
+    is set before `end` is called.
     """
     over, silent = threading.Event(), threading.Event()
 
     def watch() -> None:
         seen, since = -1, time.monotonic()
-        while not over.wait(_LOOK_EVERY_S):
+        while not over.wait(_EVERY_S):
             count = _count(heartbeat, seen)
             if count != seen or waits():
                 seen, since = count, time.monotonic()
@@ -90,12 +85,12 @@ def watched(
         yield silent
     finally:
         over.set()
-        thread.join(2 * _LOOK_EVERY_S)
+        thread.join(2 * _EVERY_S)
 
 
 def _count(heartbeat: Any, seen: int) -> int:
     """The heartbeats' count; one that does not answer has no news."""
     try:
-        return int(ray.get(heartbeat.count.remote(), timeout=_LOOK_EVERY_S))
+        return int(ray.get(heartbeat.count.remote(), timeout=_EVERY_S))
     except (GetTimeoutError, RayActorError):
         return seen

@@ -147,7 +147,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = tree[group]
         if not isinstance(tree, dict):
             raise ConfigError(f"override {_key_of(override)!r}: `{group}` is a value, not a group")
-    tree[leaf] = _yaml_value(override, value)
+    try:
+        tree[leaf] = yaml.safe_load(value)
+    except _NOT_YAML:
+        raise ConfigError(f"override {_key_of(override)!r}: the value is not valid YAML") from None
 
 
 def _key_of(override: str) -> str:
@@ -155,14 +158,6 @@ def _key_of(override: str) -> str:
     found = _KEY.match(redact(override))
     key = found[0] if found else ""
     return key if key.partition(".")[0] in RunConfig.model_fields else "..."
-
-
-def _yaml_value(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except _NOT_YAML:
-        key = _key_of(override)
-        raise ConfigError(f"override {key!r}: the value is not valid YAML") from None
 
 
 def _explain_yaml(source: str, error: Exception) -> str:
@@ -187,13 +182,10 @@ def _explain(source: str, error: ValidationError, tree: dict[str, Any]) -> list[
             discriminator = problem["ctx"]["discriminator"].strip("'")
             lines.append(f"{source}: `{key}.{discriminator}`: allowed: {allowed}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: `{key}`: {message}{_got(problem['input'])}")
+            message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+            got = f" (got {value!r})" if isinstance(value, int | float | None) else ""
+            lines.append(f"{source}: `{key}`: {message}{got}")
     return lines
-
-
-def _got(value: Any) -> str:
-    return f" (got {value!r})" if isinstance(value, int | float | None) else ""
 
 
 def _resolve(location: list[str], tree: dict[str, Any]) -> tuple[list[type[BaseModel]], list[str]]:

@@ -32,6 +32,10 @@ class RecipeConfig(Settings):
     track: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
     """Of a control: the name of its line of weights; null, for a recipe of rise-ray: its name."""
 
+    def execute(self, track: Any) -> None:
+        """Declare all iterations on a `rise_ray.run.tracks.Track`; the base is evaluated before."""
+        raise NotImplementedError
+
 
 def recipe_class(name: str) -> type[RecipeConfig]:
     """The recipe that `name` stands for.
@@ -51,7 +55,7 @@ def recipe_class(name: str) -> type[RecipeConfig]:
         raise ValueError(f"`{name}`: `{module_name}` cannot be imported: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, RecipeConfig)):
         raise ValueError(f"`{name}`: `{module_name}` has no recipe `{class_name}`")
-    if not callable(getattr(found, "execute", None)):
+    if found.execute is RecipeConfig.execute:
         raise ValueError(f"`{name}`: `{class_name}` has no method `execute(track)`")
     return found
 

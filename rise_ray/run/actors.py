@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,25 +25,12 @@ from rise_ray.sync.parity import PARITY_FILE, drift_record, reference_in_task
 from rise_ray.tasks.base import Task
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
 
-
-@dataclass(frozen=True, slots=True)
-class Taught:
-    """Who is taught by whom: a teacher, and how the model that learns renders its states."""
-
-    teacher: TeacherConfig
-    chat: ChatFormat
-
-
 Probe = Callable[[ChatFormat], tuple[tuple[int, ...], ...]]
 Roll = Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]]
 
 
 class Actors:
-    """Started, synced and stopped for the stages of one run.
-
-    Args:
-        probe: the parity probe's sequences, in a model's tokens.
-    """
+    """Started, synced and stopped for a run; `probe` gives the parity probe in a model's tokens."""
 
     def __init__(self, run: Run, console: Console, task: Task, probe: Probe) -> None:
         self._config = run.config
@@ -72,16 +58,16 @@ class Actors:
         for pool in self._pools():
             pool.shrink()
 
-    def roller(self, weights: WeightVersion, taught: Taught | None) -> Roll:
-        """Rolls episodes with `weights`; where there is a teacher, its answers are added."""
+    def roller(self, weights: WeightVersion, chat: ChatFormat, teacher: TeacherConfig) -> Roll:
+        """Rolls episodes with `weights`, in the words of `chat`, and adds a teacher's answers."""
 
         def roll(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
             pool = self._pool_with(weights)
             self._console.rolling()
             trajectories = pool.roll(specs, total, errors)
-            if taught is None or isinstance(taught.teacher, NoTeacher):
+            if isinstance(teacher, NoTeacher):
                 return trajectories
-            return self._teacher_of(taught).improve(trajectories)
+            return self._started_teacher(teacher, chat).improve(trajectories)
 
         return roll
 
@@ -125,15 +111,15 @@ class Actors:
             self._console.step(f"synced weights, parity checked ({seconds:.1f} s)")
         return self._pool
 
-    def _teacher_of(self, taught: Taught) -> Teacher:
+    def _started_teacher(self, teacher: TeacherConfig, chat: ChatFormat) -> Teacher:
         """The run's teacher; the student's tokens are the same in all iterations."""
         if self._teacher is None:
-            if isinstance(taught.teacher, ModelTeacher):
-                self._teacher_pool = self._start_teacher_pool(taught.teacher)
-            student = Student(self._task, taught.chat, self._verifiers)
+            if isinstance(teacher, ModelTeacher):
+                self._teacher_pool = self._start_teacher_pool(teacher)
+            student = Student(self._task, chat, self._verifiers)
             spending = Spending(self._run.teacher_tokens, self._run.record_teacher_tokens)
             self._teacher = make_teacher(
-                student, taught.teacher, self._teacher_pool, self._config.seed, spending
+                student, teacher, self._teacher_pool, self._config.seed, spending
             )
         elif self._teacher_pool is not None:
             self._teacher_pool.wait_ready()  # as long as the rollouts have not taken all room
@@ -146,8 +132,7 @@ class Actors:
             trust_remote_code=self._config.model.trust_remote_code,
         )
         self.make_room()  # an evaluation before may have left the workers at their most
-        parity = self._run.folder / "teacher"
-        deadline_s = self._config.ray.task_deadline_s
+        parity, deadline_s = self._run.folder / "teacher", self._config.ray.task_deadline_s
         pool = RolloutPool(
             given_model(model, teacher.workers, parity, self._probe, deadline_s),
             model,
@@ -180,9 +165,8 @@ def given_model(
     checkpoint = shared_model(model.path)
     if not parity.exists(PARITY_FILE):
         chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
-        sequences = [
-            ids[: model.max_model_len - 1] for ids in probe(chat)
-        ]  # a teacher's is its own
+        longest = model.max_model_len - 1  # a teacher's is its own
+        sequences = [ids[:longest] for ids in probe(chat)]
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
         reference = reference_in_task(
             checkpoint, sequences, dtype, model.trust_remote_code, deadline_s

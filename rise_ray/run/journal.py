@@ -50,9 +50,11 @@ class Run:
         self.folder = run_folder(config)
         self.trajectories = TrajectoryStore(self.folder / "trajectories")
         self._dump = dump_config(config)
-        self._decisive = config_sha256(dump_decisive(config))
-        self._stages: dict[str, dict[str, Any]] = {}
-        self._teacher_tokens = 0
+        self._decisive = sha256(dump_decisive(config).encode())
+        self.stages: dict[str, dict[str, Any]] = {}
+        """Finished stages by key, with their results, in the order they finished."""
+        self.teacher_tokens = 0
+        """Of a teacher's endpoint that this run has used, also in unfinished stages."""
         self._journaled_sha256 = ""
         if self.folder.exists(STATE):
             self._reopen(resume)
@@ -67,38 +69,30 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every stage is done."""
-        return LAST_STAGE in self._stages
-
-    @property
-    def stages(self) -> dict[str, dict[str, Any]]:
-        """Finished stages by key, with their results, in the order they finished."""
-        return dict(self._stages)
+        return LAST_STAGE in self.stages
 
     def stage(self, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of stage `key`: from the journal, else of `work()`, which is journaled.
 
         Results are JSON: what a later stage needs to know, never data.
         """
-        if key not in self._stages:
-            result = work()
-            self._stages[key] = result
+        if key not in self.stages:
+            self.stages[key] = work()
             self._save()
-        return self._stages[key]
+        return self.stages[key]
 
     def config_is_whole(self) -> bool:
         """Whether `config.yaml` is there and says what the run does."""
         return self.folder.exists(CONFIG) and self.folder.read(CONFIG) == self._dump.encode()
 
-    def changed_settings(self) -> list[tuple[str, Any, Any]] | None:
+    def changed_settings(self) -> list[tuple[str, Any, Any]]:
         """Settings that are not what they were: dotted key, value then, value now.
 
-        None: nothing says what they were, since `config.yaml` is lost or was changed by hand.
+        Where `config.yaml` is lost or was changed by hand, nothing says what they were: [].
         """
-        if not self.folder.exists(CONFIG):
-            return None
-        saved = self.folder.read(CONFIG)
+        saved = self.folder.read(CONFIG) if self.folder.exists(CONFIG) else b""
         if sha256(saved) != self._journaled_sha256:
-            return None
+            return []
         return differences(saved.decode(), self.config)
 
     def write_config(self) -> None:
@@ -106,20 +100,15 @@ class Run:
         self.folder.write(CONFIG, self._dump.encode())
         self._save()
 
-    @property
-    def teacher_tokens(self) -> int:
-        """Tokens of a teacher's endpoint that this run has used, also in unfinished stages."""
-        return self._teacher_tokens
-
     def record_teacher_tokens(self, tokens: int) -> None:
         """Journal how many tokens of a teacher's endpoint the whole run has used by now."""
-        if tokens != self._teacher_tokens:
-            self._teacher_tokens = tokens
+        if tokens != self.teacher_tokens:
+            self.teacher_tokens = tokens
             self._save()
 
     def forget(self, key: str) -> None:
         """Have stage `key` done again: what it made is lost."""
-        del self._stages[key]
+        del self.stages[key]
         self._save()
 
     def _save(self) -> None:
@@ -127,10 +116,10 @@ class Run:
             "schema_version": SCHEMA_VERSION,
             "rise_ray": __version__,
             "run": self.config.name,
-            "config_sha256": config_sha256(self._dump),
+            "config_sha256": sha256(self._dump.encode()),
             "decisive_sha256": self._decisive,
-            "teacher_tokens": self._teacher_tokens,
-            "stages": self._stages,
+            "teacher_tokens": self.teacher_tokens,
+            "stages": self.stages,
         }
         self.folder.write(STATE, json.dumps(state, indent=1).encode())
 
@@ -149,8 +138,8 @@ class Run:
                 f"{self.folder.uri}: holds another run ({self._first_difference()}); nothing was "
                 "changed; choose another `name`"
             )
-        self._stages = state["stages"]
-        self._teacher_tokens = state["teacher_tokens"]
+        self.stages = state["stages"]
+        self.teacher_tokens = state["teacher_tokens"]
         if not self.finished and not resume:
             raise StoreError(
                 f"{self.folder.uri}: holds an unfinished run of this config; go on with --resume, "
@@ -158,7 +147,7 @@ class Run:
             )
 
     def _first_difference(self) -> str:
-        for key, there, here in self.changed_settings() or ():
+        for key, there, here in self.changed_settings():
             if not may_change(key):
                 return f"`{key}` is {there!r} there and {here!r} here"
         return f"its {CONFIG}, which would say more, is lost or was changed"
@@ -186,11 +175,6 @@ def read_journal(folder: Folder) -> dict[str, Any]:
         if not isinstance(state.get(key), kind):
             raise StoreError(f"{where}: damaged journal: it has no {key}; {remedy}")
     return dict(state)
-
-
-def config_sha256(dump: str) -> str:
-    """The digest of a dumped config, which the journal and every lineage carry."""
-    return sha256(dump.encode())
 
 
 def run_folder(config: RunConfig) -> Folder:

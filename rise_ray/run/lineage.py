@@ -20,19 +20,14 @@ from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import DataError, StoreError
 from rise_ray.mdp import Attempt, Example, Place, Trajectory
-from rise_ray.run.journal import CONFIG, config_sha256, read_journal
-from rise_ray.run.plans import sampling_weights
+from rise_ray.run.journal import CONFIG, read_journal
+from rise_ray.run.plans import rolling
+from rise_ray.run.specs import WarmStart
 from rise_ray.run.tracks import stages_of
-from rise_ray.store.examples import (
-    example_weight,
-    examples_from_table,
-    read_manifest,
-    read_part,
-)
+from rise_ray.store.examples import example_weight, examples_from_table, read_manifest, read_part
 from rise_ray.store.files import Folder
+from rise_ray.store.parquet import sha256
 from rise_ray.store.trajectories import TrajectoryStore
-
-_DEMONSTRATION = "demonstration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +60,15 @@ def open_run(folder: Folder) -> RunRecord:
         StoreError: the folder holds no run, or one of the two is damaged.
     """
     journal = read_journal(folder)
-    text = folder.read(CONFIG).decode("utf-8", "replace")
-    if config_sha256(text) != journal["config_sha256"]:
+    content = folder.read(CONFIG)
+    if sha256(content) != journal["config_sha256"]:
         raise StoreError(
             f"{folder.uri}/{CONFIG}: changed since the run began (its SHA-256 is not the "
             "journal's); the run with --resume writes it again"
         )
-    config = parse_config(text, [], source=f"{folder.uri}/{CONFIG}")
-    return RunRecord(
-        folder, config, journal["config_sha256"], journal["decisive_sha256"], journal["stages"]
-    )
+    config = parse_config(content.decode(), [], source=f"{folder.uri}/{CONFIG}")
+    digests = journal["config_sha256"], journal["decisive_sha256"]
+    return RunRecord(folder, config, *digests, journal["stages"])
 
 
 def example_lineage(record: RunRecord, example_id: str) -> list[dict[str, Any]]:
@@ -125,7 +119,10 @@ def training_rows(
 
     A training takes them in the order of its packing plan, and, with a token budget, maybe not all.
     """
-    for stage in training_sets(record.stages):
+    for key in record.stages:
+        stage, phase = key.split("/")
+        if phase != "relabel" and key != WarmStart.key:
+            continue
         folder = record.folder / "examples" / stage
         for part in read_manifest(folder).parts:
             table = read_part(folder, part)
@@ -135,23 +132,8 @@ def training_rows(
                 yield TrainingRow(stage, part.name, example)
 
 
-def training_sets(stages: Mapping[str, Any]) -> list[str]:
-    """Names of the examples folders that the journal calls finished, in their order."""
-    names = (key.split("/") for key in stages)
-    return [
-        stage
-        for stage, phase in names
-        if (stage, phase) == ("warm-start", "train") or phase == "relabel"
-    ]
-
-
 def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) -> dict[str, Any]:
-    """A training row and what it leads to, as a line of JSON.
-
-    Args:
-        record: of the run.
-        row: one of its training rows.
-        trajectory: the row's; None for a demonstration, which has none.
+    """A training row and what it leads to, as JSON; a demonstration's `trajectory` is None.
 
     Raises:
         StoreError: the row and the trajectory's response are not the same.
@@ -184,7 +166,7 @@ def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) ->
 
 def _trajectory(record: RunRecord, row: TrainingRow) -> Trajectory | None:
     origin = row.example.provenance
-    if origin.source == _DEMONSTRATION:
+    if origin.source == "demonstration":
         return None
     key = str(origin.place)
     if key not in record.stages:
@@ -231,10 +213,11 @@ def _response(row: TrainingRow, trajectory: Trajectory) -> Attempt:
 
 
 def _checkpoint(record: RunRecord, place: Place, version: int) -> str | None:
-    """Where the weights of a version are; None where no model of the run wrote the response."""
+    """Where the weights of a version are; None where no model wrote the response."""
     if version < 0:
         return None
     if version == 0 and record.config.warm_start is None:
         return record.config.model.path
-    weights = sampling_weights(stages_of(record.config))[place]
+    sampled = {spec.place: spec.weights for spec in rolling(stages_of(record.config))}
+    weights = sampled[place]
     return (record.folder / "checkpoints" / f"{weights.track}={weights.iteration}").uri

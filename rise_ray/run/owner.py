@@ -14,11 +14,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
 
 from rise_ray.cluster.machine import this_machine
 from rise_ray.cluster.stop import end_at_once
@@ -89,94 +89,83 @@ def refuse_if_driven(folder: Folder) -> None:
         raise _refusal(folder, owner)
 
 
-class Ownership:
+@contextmanager
+def ownership(folder: Folder, say: Callable[[str], None]) -> Iterator[None]:
     """The right to write to a run folder, for the time of a `with` block.
 
     A driver that finds another's name in its file (it was suspended for longer than a lease) ends
-    at once, with exit status 1: what it would tidy up is the other's now.
-
-    Args:
-        folder: of the run.
-        say: told why entering waits.
+    at once, with exit status 1: what it would tidy up is the other's now. `say` is told why
+    entering waits.
 
     Raises:
         StoreError: on entry: another driver lives; on exit: the file cannot be removed.
     """
+    mine = Owner(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        machine=this_machine(),
+        pid=os.getpid(),
+        process_started=_start_ticks(os.getpid()),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    refuse_if_driven(folder)
+    before = current_owner(folder)
+    if before is not None and before.machine != mine.machine:
+        _wait_until_silent(folder, before, say)
+    _write(folder, mine)
+    time.sleep(_SETTLE_S)
+    owner = current_owner(folder)
+    if owner is None or owner.token != mine.token:
+        raise _refusal(folder, owner or mine)
+    over = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(folder, mine, over), daemon=True)
+    keeper.start()
 
-    def __init__(self, folder: Folder, say: Callable[[str], None]) -> None:
-        self._folder = folder
-        self._say = say
-        self._over = threading.Event()
-        self._mine = Owner(
-            token=uuid.uuid4().hex,
-            host=socket.gethostname(),
-            machine=this_machine(),
-            pid=os.getpid(),
-            process_started=_start_ticks(os.getpid()),
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        self._thread = threading.Thread(target=self._keep, daemon=True)
+    def give_up() -> None:
+        over.set()
+        keeper.join()
+        owner = current_owner(folder)
+        if owner is not None and owner.token == mine.token:
+            folder.remove(OWNER)
 
-    def __enter__(self) -> Self:
-        owner = current_owner(self._folder)
-        if owner is not None:
-            self._wait_until_dead(owner)
-        self._write(self._mine)
-        time.sleep(_SETTLE_S)
-        owner = current_owner(self._folder)
-        if owner is None or owner.token != self._mine.token:
-            raise _refusal(self._folder, owner or self._mine)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        self._over.set()
-        self._thread.join()
+    try:
+        yield
+    except BaseException:  # what ended the run is to be told, and a stop has a status of its own
         try:
-            self._give_up()
+            give_up()
         except StoreError as failure:
-            if error is None:
-                raise
-            # What ended the run is to be told, and a stop has an exit status of its own.
             logger.warning("the run's owner could not be removed: %s", failure)
+        raise
+    give_up()
 
-    def _give_up(self) -> None:
-        owner = current_owner(self._folder)
-        if owner is not None and owner.token == self._mine.token:
-            self._folder.remove(OWNER)
 
-    def _wait_until_dead(self, owner: Owner) -> None:
-        if owner.machine == self._mine.machine:
-            if _lives(owner):
-                raise _refusal(self._folder, owner)
+def _wait_until_silent(folder: Folder, owner: Owner, say: Callable[[str], None]) -> None:
+    say(f"waiting up to {LEASE_S:g} s for a sign of life of the driver before: {owner}")
+    until = time.monotonic() + LEASE_S
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        now = current_owner(folder)
+        if now is None:
             return
-        self._say(f"waiting up to {LEASE_S:g} s for a sign of life of the driver before: {owner}")
-        until = time.monotonic() + LEASE_S
-        while time.monotonic() < until:
-            time.sleep(1.0)
-            now = current_owner(self._folder)
-            if now is None:
-                return
-            if now != owner:
-                raise _refusal(self._folder, now)
+        if now != owner:
+            raise _refusal(folder, now)
 
-    def _keep(self) -> None:
-        mine = self._mine
-        while not self._over.wait(_BEAT_S):
-            try:
-                owner = current_owner(self._folder)
-                if owner is not None and owner.token != mine.token:
-                    lost = f"{_taken(self._folder, owner)}; this one was away for too long and ends"
-                    end_at_once(f"error: {lost}", 1)
-                mine = replace(mine, beat=mine.beat + 1)
-                self._write(mine)
-            except StoreError as error:  # a store that is away for a moment: the next beat tries
-                logger.warning("the run's owner could not be renewed: %s", error)
 
-    def _write(self, owner: Owner) -> None:
-        self._folder.write(OWNER, json.dumps(asdict(owner), indent=1).encode())
+def _keep(folder: Folder, mine: Owner, over: threading.Event) -> None:
+    while not over.wait(_BEAT_S):
+        try:
+            owner = current_owner(folder)
+            if owner is not None and owner.token != mine.token:
+                lost = f"{_taken(folder, owner)}; this one was away for too long and ends"
+                end_at_once(f"error: {lost}", 1)
+            mine = replace(mine, beat=mine.beat + 1)
+            _write(folder, mine)
+        except StoreError as error:  # a store that is away for a moment: the next beat tries
+            logger.warning("the run's owner could not be renewed: %s", error)
+
+
+def _write(folder: Folder, owner: Owner) -> None:
+    folder.write(OWNER, json.dumps(asdict(owner), indent=1).encode())
 
 
 def _refusal(folder: Folder, owner: Owner) -> StoreError:

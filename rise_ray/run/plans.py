@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from rise_ray.config.settings import RunConfig, WorkersConfig
+from rise_ray.config.settings import RunConfig, SamplingConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, OpenAITeacher, ReferenceTeacher
 from rise_ray.errors import ConfigError
 from rise_ray.evaluate.split import held_out
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
-from rise_ray.run.specs import Evaluate, Roll, Spec, Weights
+from rise_ray.run.specs import Episodes, Evaluate, Roll, Spec
 
 Teacher = ReferenceTeacher | OpenAITeacher | ModelTeacher
 _Spec = TypeVar("_Spec", bound=Spec)
@@ -24,14 +25,9 @@ def of_kind(kind: type[_Spec], specs: Iterable[Spec]) -> list[_Spec]:
     return [spec for spec in specs if isinstance(spec, kind)]
 
 
-def rolled_places(specs: Iterable[Spec]) -> dict[str, Place]:
-    """Where each stage that rolls episodes keeps them, by its key in the journal."""
-    return {spec.key: spec.place for spec in specs if isinstance(spec, Roll | Evaluate)}
-
-
-def sampling_weights(specs: Iterable[Spec]) -> dict[Place, Weights]:
-    """The weights that roll at each place."""
-    return {spec.place: spec.weights for spec in specs if isinstance(spec, Roll | Evaluate)}
+def rolling(specs: Iterable[Spec]) -> list[Roll | Evaluate]:
+    """The stages that roll episodes, in order."""
+    return [spec for spec in specs if isinstance(spec, Roll | Evaluate)]
 
 
 def evaluated_models(specs: Iterable[Spec]) -> dict[str, Place]:
@@ -78,10 +74,7 @@ def iteration_problems(
 
 
 def evaluation_problems(config: RunConfig, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems that every model is measured on.
-
-    They do not depend on the run's seed: runs of other seeds are compared problem by problem.
-    """
+    """What every model is measured on, whatever the run's seed: seeds are compared by problem."""
     protocol = config.evaluation
     return held_out(problems, protocol.problems, derive_seed("evaluation", protocol.split))
 
@@ -89,11 +82,8 @@ def evaluation_problems(config: RunConfig, problems: Sequence[Problem]) -> list[
 def affordable_candidates(spec: Roll, compared: Sequence[Mapping[str, Any]]) -> int:
     """As many as, with the attempt, cost the tokens that the compared track has sampled.
 
-    One answer is taken to cost what that track's first answers cost.
-
-    Args:
-        spec: the stage that may spend them.
-        compared: the journal's counts of what that track rolled in the iteration.
+    One answer is taken to cost what that track's first answers cost; `compared` are the journal's
+    counts of what it rolled in the iteration.
 
     Raises:
         ConfigError: that track sampled nothing at first states.
@@ -112,42 +102,40 @@ def affordable_candidates(spec: Roll, compared: Sequence[Mapping[str, Any]]) -> 
 
 def roll_plan(config: RunConfig, spec: Roll, candidates: int) -> EpisodePlan:
     """What a stage's episodes have in common; `candidates` is for a spec that leaves it open."""
-    episodes = spec.episodes
-    return EpisodePlan(
-        run=config.name,
-        place=spec.place,
-        seed=_seed(config, spec.place),
-        turns=episodes.turns,
-        window=episodes.window,
-        stop_on_success=episodes.stop_on_success,
-        candidates=candidates if episodes.candidates is None else episodes.candidates,
-        first_state_only=episodes.first_state_only,
-        last_feedback=episodes.last_feedback,
-        feedback=episodes.feedback,
-        sampling=config.rollout.sampling,
-        max_model_len=config.model.max_model_len,
-    )
+    open_ended = spec.episodes.candidates is None
+    episodes = replace(spec.episodes, candidates=candidates) if open_ended else spec.episodes
+    return _plan(config, spec.place, episodes, config.rollout.sampling)
 
 
 def eval_plan(config: RunConfig, place: Place) -> EpisodePlan:
     """RISE's protocol: one sequential run, never stopped, and parallel first answers."""
     protocol = config.evaluation
+    episodes = Episodes(
+        turns=protocol.turns,
+        window=protocol.window,
+        candidates=protocol.parallel,
+        first_state_only=True,
+        feedback=protocol.feedback,
+    )
+    return _plan(config, place, episodes, protocol.sampling)
+
+
+def _plan(
+    config: RunConfig, place: Place, episodes: Episodes, sampling: SamplingConfig
+) -> EpisodePlan:
+    assert episodes.candidates is not None
+    own_draws = place.track != MAIN_TRACK  # each track has its own
     return EpisodePlan(
         run=config.name,
         place=place,
-        seed=_seed(config, place),
-        turns=protocol.turns,
-        window=protocol.window,
-        stop_on_success=False,
-        candidates=protocol.parallel,
-        first_state_only=True,
-        last_feedback=False,
-        feedback=protocol.feedback,
-        sampling=protocol.sampling,
+        seed=derive_seed(config.seed, place.track) if own_draws else config.seed,
+        turns=episodes.turns,
+        window=episodes.window,
+        stop_on_success=episodes.stop_on_success,
+        candidates=episodes.candidates,
+        first_state_only=episodes.first_state_only,
+        last_feedback=episodes.last_feedback,
+        feedback=episodes.feedback,
+        sampling=sampling,
         max_model_len=config.model.max_model_len,
     )
-
-
-def _seed(config: RunConfig, place: Place) -> int:
-    """Each track has its own draws."""
-    return config.seed if place.track == MAIN_TRACK else derive_seed(config.seed, place.track)

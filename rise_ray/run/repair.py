@@ -8,17 +8,15 @@ again; metrics come back from the journal. What cannot be made again is an error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rise_ray.report.tracking import METRICS, new_record, read_metrics, write_metrics
 from rise_ray.run.journal import CONFIG, Run
-from rise_ray.run.plans import rolled_places
+from rise_ray.run.plans import of_kind, rolling
+from rise_ray.run.specs import Rows
 from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import MANIFEST, read_manifest
 from rise_ray.store.files import Folder
-
-RELABEL = "/relabel"
 
 
 def lost_stages(run: Run) -> dict[str, str]:
@@ -27,17 +25,15 @@ def lost_stages(run: Run) -> dict[str, str]:
     Raises:
         StoreError: the folder cannot be looked at, or a manifest is damaged.
     """
-    lost = {}
-    for key, place in rolled_places(stages_of(run.config)).items():
-        if key in run.stages:
-            sealed = run.stages[key]["parts_sha256"]
-            if not run.trajectories.is_whole(place, sealed):
-                lost[key] = "its stored trajectories are not whole"
-    for key in run.stages:
-        if key.endswith(RELABEL):
-            missing = _missing_examples(run.folder / "examples" / key.removesuffix(RELABEL))
-            if missing:
-                lost[key] = f"its examples lack {missing}"
+    lost, done = {}, run.stages
+    declared = [spec for spec in stages_of(run.config) if spec.key in done]
+    for spec in rolling(declared):
+        if not run.trajectories.is_whole(spec.place, done[spec.key]["parts_sha256"]):
+            lost[spec.key] = "its stored trajectories are not whole"
+    for rows in of_kind(Rows, declared):
+        missing = _missing_examples(run.folder / "examples" / rows.place.stage)
+        if missing:
+            lost[rows.key] = f"its examples lack {missing}"
     return lost
 
 
@@ -58,24 +54,22 @@ def repair(run: Run) -> list[str]:
         run.forget(key)
         found.append(f"{key}: {reason}: what is missing is made again")
     if not run.config_is_whole():
-        found.append(_why_not_whole(run))
+        changed = ", ".join(f"`{key}`" for key, _, _ in run.changed_settings())
+        other = f"the run goes on with other settings than before: {changed}"
+        found.append(f"{CONFIG}: {other if changed else 'was lost or changed: written again'}")
         run.write_config()
     unmeasured = _unmeasured(run)
     if unmeasured:
-        _restore_metrics(run, unmeasured)
+        records = _records(run)
+        for key in unmeasured:
+            stage, phase = key.split("/")
+            records.append(new_record(stage, phase, run.stages[key]))
+        write_metrics(run.folder, records)
         found.append(
             f"{METRICS}: lacked {', '.join(unmeasured)}: their results are back from the journal, "
             "their single steps are lost"
         )
     return found
-
-
-def _why_not_whole(run: Run) -> str:
-    changed = run.changed_settings()
-    if not changed:
-        return f"{CONFIG}: was lost or changed: written again"
-    keys = ", ".join(f"`{key}`" for key, _, _ in changed)
-    return f"{CONFIG}: the run goes on with other settings than before: {keys}"
 
 
 def _missing_examples(folder: Folder) -> str | None:
@@ -94,11 +88,3 @@ def _unmeasured(run: Run) -> list[str]:
     """Journaled stages without their last record in `metrics.jsonl`, which is their result."""
     measured = {f"{r['stage']}/{r['phase']}" for r in _records(run) if "seconds" in r}
     return [key for key in run.stages if key not in measured]
-
-
-def _restore_metrics(run: Run, keys: Sequence[str]) -> None:
-    records = _records(run)
-    for key in keys:
-        stage, phase = key.split("/")
-        records.append(new_record(stage, phase, run.stages[key]))
-    write_metrics(run.folder, records)

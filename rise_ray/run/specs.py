@@ -62,51 +62,43 @@ class WarmStart:
 
 
 @dataclass(frozen=True, slots=True)
-class Roll:
+class _AtPlace:
+    place: Place
+
+    @property
+    def key(self) -> str:
+        """In the journal."""
+        return str(self.place)
+
+
+@dataclass(frozen=True, slots=True)
+class Roll(_AtPlace):
     """Roll the iteration's problems."""
 
-    place: Place
     weights: Weights
     episodes: Episodes
     like: str | None
     """The track whose sampled tokens this one may spend."""
 
-    @property
-    def key(self) -> str:
-        """In the journal."""
-        return str(self.place)
-
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(_AtPlace):
     """Turn the trajectories of `sources` into weighted rows."""
 
-    place: Place
     rule: Rule
     sources: tuple[Place, ...]
 
-    @property
-    def key(self) -> str:
-        """In the journal."""
-        return str(self.place)
-
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class Train(_AtPlace):
     """Fine-tune `start` on the rows of a stage."""
 
-    place: Place
     rows: Place
     start: Weights
     epochs: float | None
     """Passes over the rows; None: `train.epochs`, or the tokens of `like`."""
     like: str | None
     """The track on as many tokens as which this one trains in the iteration."""
-
-    @property
-    def key(self) -> str:
-        """In the journal."""
-        return str(self.place)
 
     @property
     def weights(self) -> Weights:

@@ -9,12 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Self
 
 from rise_ray.cluster.connection import this_node
 from rise_ray.cluster.deadline import in_task
 from rise_ray.config.settings import TrainConfig
+from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EVALUATION, EvalResult, eval_record, evaluate
@@ -26,8 +27,8 @@ from rise_ray.report.html import write_report
 from rise_ray.report.tracking import PhaseLog, start_tracker
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
-from rise_ray.rollout.episode import EpisodeSpec
-from rise_ray.run.actors import Actors, Taught, given_model
+from rise_ray.rollout.episode import EpisodePlan
+from rise_ray.run.actors import Actors, given_model
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.plans import (
     affordable_candidates,
@@ -38,17 +39,7 @@ from rise_ray.run.plans import (
     of_kind,
     roll_plan,
 )
-from rise_ray.run.specs import (
-    BASE,
-    Evaluate,
-    Report,
-    Roll,
-    Rows,
-    Spec,
-    Train,
-    WarmStart,
-    Weights,
-)
+from rise_ray.run.specs import BASE, Evaluate, Report, Roll, Rows, Spec, Train, WarmStart, Weights
 from rise_ray.run.tracks import stages_of
 from rise_ray.run.versions import package_versions
 from rise_ray.run.warm_start import demonstrate, demonstration_examples, initial_model
@@ -73,6 +64,7 @@ class Stages:
         self.console = console
         self.stages = stages_of(run.config)
         self.task = load_task(run.config.task)
+        self._problems = cache(self.task.load)
         self._tracker = start_tracker(run.config, run.folder)
         self._actors = Actors(run, console, self.task, self._probe)
 
@@ -111,13 +103,10 @@ class Stages:
 
     def _collect(self, spec: Roll) -> Result:
         """Roll the iteration's problems on-policy, with candidates or a teacher's answers."""
-        iteration = spec.place.iteration
-        problems = iteration_problems(self.config, self._problems(self.config.split), iteration)
-        weights = self._version(spec.weights)
-        chat = self._chat(weights)
+        available = self._problems(self.config.split)
+        problems = iteration_problems(self.config, available, spec.place.iteration)
         plan = roll_plan(self.config, spec, self._candidates(spec))
-        specs = specs_for(plan, self.task, chat, problems, samples=1)
-        return self._roll(weights, Taught(spec.episodes.teacher, chat), specs, spec.place)
+        return self._roll(spec.weights, plan, problems, 1, spec.episodes.teacher)
 
     def _relabel(self, spec: Rows) -> Result:
         """Turn stored trajectories into an examples folder."""
@@ -165,10 +154,8 @@ class Stages:
         """Measure weights on the held-out problems by RISE's protocol."""
         protocol = self.config.evaluation
         problems = evaluation_problems(self.config, self._problems(protocol.split))
-        weights = self._version(spec.weights)
         plan = eval_plan(self.config, spec.place)
-        specs = specs_for(plan, self.task, self._chat(weights), problems, protocol.samples)
-        counts = self._roll(weights, None, specs, spec.place)
+        counts = self._roll(spec.weights, plan, problems, protocol.samples, NoTeacher())
         record = eval_record(
             spec.model,
             protocol.split,
@@ -186,15 +173,13 @@ class Stages:
         models = evaluated_models(self.stages)
         sealed = {model: self._sealed(f"{model}/{EVALUATION}") for model in models}
         results = {model: self._result(models[model], sealed[model]) for model in models}
+        own = [model for model, place in models.items() if place.track == MAIN_TRACK]
         comparisons = standard_comparisons(
-            results,
-            [model for model, place in models.items() if place.track == MAIN_TRACK],
-            bootstrap=protocol.bootstrap,
-            seed=self.config.seed,
+            results, own, bootstrap=protocol.bootstrap, seed=self.config.seed
         )
         records = self._tracker.records()
         if not self.run.finished:
-            last = [model for model, place in models.items() if place.track == MAIN_TRACK][-1]
+            last = own[-1]
             page = write_report(
                 config=self.config.model_dump(mode="json"),
                 records=records,
@@ -227,8 +212,7 @@ class Stages:
     def _base(self) -> WeightVersion:
         """The model that iteration 1 starts from: warm-started, or as it is."""
         if self.config.warm_start is None:
-            workers = self.config.rollout.workers
-            parity = self.run.folder / "base"
+            workers, parity = self.config.rollout.workers, self.run.folder / "base"
             deadline_s = self.config.ray.task_deadline_s
             return given_model(self.config.model, workers, parity, self._probe, deadline_s)
         checkpoint = self._checkpoint(BASE).uri
@@ -245,20 +229,13 @@ class Stages:
         assert warm_start is not None
         chats = demonstrate(self.config, self.task)
         start = initial_model(self.config, self.task, chats, self.run.folder / "scratch")
-        chat = self._chat(WeightVersion(0, start, start))
+        given = WeightVersion(0, start, start)
+        chat = self._chat(given)
         examples, too_long = demonstration_examples(chats, chat, self.config.model.max_model_len)
         self.console.step(f"{len(examples):,} demonstrations, {too_long:,} too long and left out")
         folder = self.run.folder / "examples" / "warm-start"
         write_example_parts(folder, examples, derive_seed(self.config.seed, "demonstrations"))
-        result = self._train(
-            "warm-start",
-            warm_start.train,
-            WeightVersion(0, start, start),
-            folder,
-            BASE,
-            None,
-            log,
-        )
+        result = self._train("warm-start", warm_start.train, given, folder, BASE, None, log)
         return {**result, "examples": len(examples), "too_long": too_long}
 
     def _train(
@@ -285,7 +262,13 @@ class Stages:
             trust_remote_code=self.config.model.trust_remote_code,
             parity_sequences=self._probe(chat),
             chat_template=chat.tokenizer.chat_template,
-            card=self._card(name, start.checkpoint),
+            card={
+                "run": self.config.name,
+                "stage": name,
+                "started from": start.checkpoint,
+                "task": self.config.task.name,
+                "seed": str(self.config.seed),
+            },
             log=log,
         )
         if self.config.rollout.release_during_training:
@@ -296,17 +279,20 @@ class Stages:
 
     def _roll(
         self,
-        weights: WeightVersion,
-        taught: Taught | None,
-        specs: Sequence[EpisodeSpec],
-        place: Place,
+        weights: Weights,
+        plan: EpisodePlan,
+        problems: Sequence[Problem],
+        samples: int,
+        teacher: TeacherConfig,
     ) -> Result:
+        version = self._version(weights)
+        chat = self._chat(version)
         before = self._actors.counters()
         counts = roll_phase(
-            self._actors.roller(weights, taught),
-            specs,
+            self._actors.roller(version, chat, teacher),
+            specs_for(plan, self.task, chat, problems, samples),
             self.run.trajectories,
-            place,
+            plan.place,
             self.config.verify.max_error_share,
             self.console.rolled,
         )
@@ -349,15 +335,6 @@ class Stages:
         path = locate_tokenizer(weights.checkpoint)
         return load_chat(path, self.config.model, weights.checkpoint)
 
-    def _problems(self, split: str) -> list[Problem]:
-        if split not in self._loaded:
-            self._loaded[split] = self.task.load(split)
-        return self._loaded[split]
-
-    @cached_property
-    def _loaded(self) -> dict[str, list[Problem]]:
-        return {}
-
     def _probe(self, chat: ChatFormat) -> tuple[tuple[int, ...], ...]:
         """The parity probe's sequences: held-out problems, each with a response."""
         chats = [
@@ -368,12 +345,3 @@ class Stages:
             for problem in self._problems(self.config.evaluation.split)[:64]
         ]
         return parity_sequences(chats, self.config.model.max_model_len)
-
-    def _card(self, stage: str, start: str) -> dict[str, str]:
-        return {
-            "run": self.config.name,
-            "stage": stage,
-            "started from": start,
-            "task": self.config.task.name,
-            "seed": str(self.config.seed),
-        }

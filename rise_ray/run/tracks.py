@@ -7,17 +7,16 @@
             policy = at.train(at.rows(self.rule, tried), start=track.start(base, policy))
             at.evaluate(policy)
 
-Each call is one stage. It is handed to whoever executes it as a value and named by what it is, so
-`execute` can be run without doing anything: that is how a run declares its stages beforehand
-(`stages_of`). So what `execute` does may depend on the config, never on what a stage found.
+Each call is one stage, a value that is handed to a function `do`. Where that only takes note,
+nothing is done: so a run declares its stages beforehand (`stages_of`). What `execute` does may
+therefore depend on the config, never on what a stage found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from rise_ray.config.recipe import RecipeConfig
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError
 from rise_ray.evaluate.metrics import EVALUATION
@@ -36,41 +35,21 @@ from rise_ray.run.specs import (
     Weights,
 )
 
-BASE_MODEL = "base"
+Do = Callable[[Spec], None]
+"""Does a stage, or only takes note of it; it returns when the stage is done."""
 
 
-class Executor(Protocol):
-    """Does stages, or only takes note of them."""
-
-    config: RunConfig
-
-    def do(self, spec: Spec) -> None:
-        """One stage; it returns when the stage is done."""
-        ...
-
-
-class Recipe(Protocol):
-    """A method: what it does on a track of its own."""
-
-    def execute(self, track: Track) -> None:
-        """All iterations. The base has been evaluated before."""
-        ...
-
-
+@dataclass(frozen=True, slots=True)
 class Track:
-    """A named line of weights.
+    """A named line of weights: `iteration` for the run's own recipe.
 
-    Args:
-        executor: of its stages.
-        name: `iteration` for the run's own recipe.
-        like: the track that this one is compared with, and whose budget it has; None: none.
+    `like` is the track that it is compared with, and whose budget it has, if there is one.
     """
 
-    def __init__(self, executor: Executor, name: str, like: str | None = None) -> None:
-        self.config = executor.config
-        self.name = name
-        self.like = like
-        self._executor = executor
+    config: RunConfig
+    do: Do
+    name: str
+    like: str | None = None
 
     def base(self) -> Weights:
         """The weights that every track starts from."""
@@ -83,16 +62,15 @@ class Track:
     def iterations(self) -> Iterator[At]:
         """Its iterations in order, `iterations` of them."""
         for iteration in range(1, self.config.iterations + 1):
-            yield At(self, self._executor, iteration)
+            yield At(self, iteration)
 
 
+@dataclass(frozen=True, slots=True)
 class At:
     """One iteration of a track."""
 
-    def __init__(self, track: Track, executor: Executor, iteration: int) -> None:
-        self.track = track
-        self.iteration = iteration
-        self._do = executor.do
+    track: Track
+    iteration: int
 
     @property
     def is_last(self) -> bool:
@@ -102,7 +80,7 @@ class At:
     def roll(self, phase: str, weights: Weights, episodes: Episodes) -> Place:
         """Roll the iteration's problems with `weights`; the trajectories are stored there."""
         place = self._place(phase)
-        self._do(Roll(place, weights, episodes, self.track.like))
+        self.track.do(Roll(place, weights, episodes, self.track.like))
         return place
 
     def rows(self, rule: Rule, *rolled: Place) -> Place:
@@ -114,19 +92,15 @@ class At:
             for iteration in range(first, self.iteration + 1)
         )
         place = self._place("relabel")
-        self._do(Rows(place, rule, sources))
+        self.track.do(Rows(place, rule, sources))
         return place
 
     def train(
         self, rows: Place, start: Weights, epochs: float | None = None, equal_tokens: bool = False
     ) -> Weights:
-        """Fine-tune `start` on rows.
+        """Fine-tune `start` for `epochs` passes over the rows (None: `train.epochs`).
 
-        Args:
-            rows: of `rows`.
-            start: the weights before.
-            epochs: passes over the rows; None: `train.epochs`.
-            equal_tokens: train on as many tokens as the compared track's training instead.
+        With `equal_tokens`, for as many tokens as the compared track's training instead.
 
         Raises:
             ConfigError: `equal_tokens`, and there is no track to compare with.
@@ -138,34 +112,27 @@ class At:
                 "cannot take the budget of another"
             )
         spec = Train(place, rows, start, epochs, like)
-        self._do(spec)
+        self.track.do(spec)
         return spec.weights
 
     def evaluate(self, weights: Weights) -> None:
         """Measure weights on the held-out problems, as the model `<track>-<iteration>`."""
         place = self._place(EVALUATION)
-        self._do(Evaluate(place.stage, place, weights))
+        self.track.do(Evaluate(place.stage, place, weights))
 
     def _place(self, phase: str) -> Place:
         return Place(self.track.name, self.iteration, phase)
 
 
-def execute(executor: Executor) -> None:
+def execute(config: RunConfig, do: Do) -> None:
     """A whole run: the base, the recipe, its controls beside it, the report."""
-    config = executor.config
     if config.warm_start:
-        executor.do(WarmStart())
-    base = Place(BASE.track, BASE.iteration, EVALUATION)
-    executor.do(Evaluate(BASE_MODEL, base, BASE))
-    _recipe(config.recipe).execute(Track(executor, MAIN_TRACK))
+        do(WarmStart())
+    do(Evaluate("base", Place(BASE.track, BASE.iteration, EVALUATION), BASE))
+    config.recipe.execute(Track(config, do, MAIN_TRACK))
     for control in config.controls:
-        _recipe(control).execute(Track(executor, control_track(control), like=MAIN_TRACK))
-    executor.do(Report())
-
-
-def control_track(control: RecipeConfig) -> str:
-    """The name of a control's track."""
-    return control.track or control.name
+        control.execute(Track(config, do, control.track or control.name, like=MAIN_TRACK))
+    do(Report())
 
 
 def stages_of(config: RunConfig) -> list[Spec]:
@@ -175,18 +142,10 @@ def stages_of(config: RunConfig) -> list[Spec]:
         ConfigError: two stages of the recipes have the same name, or the run's own recipe takes
             the budget of another.
     """
-    declared = _Declared(config)
-    execute(declared)
-    return declared.specs
+    declared: dict[str, Spec] = {}
 
-
-class _Declared:
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.specs: list[Spec] = []
-
-    def do(self, spec: Spec) -> None:
-        if any(earlier.key == spec.key for earlier in self.specs):
+    def declare(spec: Spec) -> None:
+        if spec.key in declared:
             raise ConfigError(
                 f"`recipe`, `controls`: the stage {spec.key} is declared twice; each phase of an "
                 "iteration needs a name of its own"
@@ -196,8 +155,7 @@ class _Declared:
                 f"`recipe`: nothing says how many responses {spec.key} samples: on its own, a "
                 "recipe cannot take the budget of another"
             )
-        self.specs.append(spec)
+        declared[spec.key] = spec
 
-
-def _recipe(config: RecipeConfig) -> Recipe:
-    return cast(Recipe, config)  # what a config may name was looked at when it was read
+    execute(config, declare)
+    return list(declared.values())

@@ -61,8 +61,7 @@ def demonstration_examples(
 ) -> tuple[list[Example], int]:
     """Chats as examples with a loss on every assistant turn, built like rollouts' states.
 
-    Returns:
-        The examples, and how many chats were longer than `max_tokens` and left out.
+    And how many chats were longer than `max_tokens` and left out.
 
     Raises:
         DataError: all of them were, or there are no chats.

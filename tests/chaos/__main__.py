@@ -40,7 +40,7 @@ _LAST_LINES = 40
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = _parser().parse_args(arguments)
     started = time.monotonic()
     # As Ctrl-C does: the `with` blocks end what was started.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -190,5 +190,5 @@ def miniature_run(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -
     config = load_config(JOB, [*SETTINGS, f"storage={tmp_path_factory.mktemp('runs')}"])
     run = Run(config, resume=False)
     with Stages(run, Console()) as stages:
-        execute(stages)
+        execute(stages.config, stages.do)
     return run

@@ -35,7 +35,7 @@ def run(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = _config(tmp_path_factory.mktemp("gsm8k"))
     finished = Run(config, resume=False)
     with Stages(finished, Console()) as stages:
-        execute(stages)
+        execute(stages.config, stages.do)
     return finished
 
 

@@ -85,7 +85,6 @@ def test_settings_that_only_say_how_may_change_when_a_run_goes_on(tmp_path: Path
     assert list(resumed.stages) == ["collect-1"]
     assert _content(run.folder) == before
     changed = resumed.changed_settings()
-    assert changed is not None
     assert ("rollout.workers.max_workers", 1, 4) in changed
     assert {key.partition(".")[0] for key, _, _ in changed} == {"rollout", "ray", "wandb"}
     with pytest.raises(StoreError, match=r"another run \(`train.lr` is 1e-05 there and 0.5 here\)"):

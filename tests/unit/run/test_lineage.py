@@ -12,7 +12,7 @@ from rise_ray.cli import main as cli
 from rise_ray.config.loading import dump_decisive
 from rise_ray.errors import DataError, StoreError
 from rise_ray.mdp import Example, Place, Provenance, Span
-from rise_ray.run.journal import Run, config_sha256
+from rise_ray.run.journal import Run
 from rise_ray.run.lineage import (
     RunRecord,
     TrainingRow,
@@ -23,6 +23,7 @@ from rise_ray.run.lineage import (
     training_rows,
 )
 from rise_ray.store.examples import write_example_parts
+from rise_ray.store.parquet import sha256
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.unit.store import hand_made
 
@@ -57,7 +58,7 @@ def test_a_training_row_leads_to_everything_that_made_it(record: RunRecord) -> N
         "checkpoint": "some/model",
         "verifier_version": "v1",
         "config_sha256": record.config_sha256,
-        "decisive_sha256": config_sha256(dump_decisive(record.config)),
+        "decisive_sha256": sha256(dump_decisive(record.config).encode()),
         "text": "it is 7",
     }
     assert first["verdict"]["outcome"] == "correct"

@@ -20,7 +20,7 @@ from rise_ray.cluster.machine import this_machine
 from rise_ray.cluster.stop import Stopped
 from rise_ray.errors import StoreError
 from rise_ray.run import owner as module
-from rise_ray.run.owner import OWNER, Owner, Ownership, current_owner, refuse_if_driven
+from rise_ray.run.owner import OWNER, Owner, current_owner, ownership, refuse_if_driven
 from rise_ray.store.files import Folder
 
 
@@ -60,14 +60,14 @@ def contents(folder: Folder) -> dict[str, bytes]:
 
 
 def own(folder: Folder, say: Callable[[str], None] = lambda _: None) -> None:
-    with Ownership(folder, say):
+    with ownership(folder, say):
         mine = current_owner(folder)
         assert mine is not None
         assert mine.pid == os.getpid()
 
 
 def test_an_owner_is_in_the_file_while_it_drives_and_beats(folder: Folder) -> None:
-    with Ownership(folder, lambda _: None):
+    with ownership(folder, lambda _: None):
         first = current_owner(folder)
         deadline = time.monotonic() + 60
         while current_owner(folder) == first:
@@ -127,7 +127,7 @@ def test_of_drivers_that_start_together_one_goes_on(
     def start() -> None:
         ready.wait()
         try:
-            with Ownership(folder, lambda _: None):
+            with ownership(folder, lambda _: None):
                 outcomes.append("drove")
                 until = time.monotonic() + 60
                 while len(outcomes) < 4 and time.monotonic() < until:
@@ -151,7 +151,7 @@ from rise_ray.store.files import Folder
 
 owner._BEAT_S, owner._SETTLE_S = 0.05, 0.05
 folder = Folder(sys.argv[1])
-with stop_signals(), owner.Ownership(folder, print):
+with stop_signals(), owner.ownership(folder, print):
     try:
         print("drives", flush=True)
         time.sleep(60)
@@ -196,7 +196,7 @@ def test_a_store_that_fails_after_a_stop_is_a_warning_and_hides_no_stop(
         raise StoreError("the store is away")
 
     def drive(stop: bool) -> None:
-        with Ownership(folder, lambda _: None):
+        with ownership(folder, lambda _: None):
             monkeypatch.setattr(Folder, "remove", away)
             if stop:
                 raise Stopped(signal.SIGTERM)

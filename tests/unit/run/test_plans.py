@@ -18,8 +18,7 @@ from rise_ray.run.plans import (
     iteration_problems,
     of_kind,
     roll_plan,
-    rolled_places,
-    sampling_weights,
+    rolling,
     teacher_of,
 )
 from rise_ray.run.specs import Roll, Weights
@@ -131,12 +130,12 @@ def test_an_evaluation_is_never_stopped_by_a_right_answer() -> None:
 
 
 def test_every_stage_that_rolls_has_its_place_and_the_weights_that_sample_there() -> None:
-    stages = stages_of(_config("iterations=2", CONTROL))
-    places = rolled_places(stages)
+    rolled = rolling(stages_of(_config("iterations=2", CONTROL)))
+    places = {spec.key: spec.place for spec in rolled}
     assert places["base/eval"] == Place("iteration", 0, "eval")
     assert places["iteration-2/collect"] == Place("iteration", 2, "collect")
     assert places["rejection_sampling-2/eval"] == Place("rejection_sampling", 2, "eval")
-    weights = sampling_weights(stages)
+    weights = {spec.place: spec.weights for spec in rolled}
     assert weights[Place("iteration", 1, "collect")] == Weights("iteration", 0)
     assert weights[Place("rejection_sampling", 1, "collect")] == Weights("iteration", 0)
     assert weights[Place("rejection_sampling", 2, "collect")] == Weights("rejection_sampling", 1)

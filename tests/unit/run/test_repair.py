@@ -145,7 +145,7 @@ def test_a_stage_whose_data_went_away_is_done_again_when_the_run_goes_on(
     run: Run, damage: Callable[[Run], None], lost: list[str] | None, said: str
 ) -> None:
     assert repair(run) == []
-    stages = run.stages
+    stages = list(run.stages)
     damage(run)
     assert not is_whole(run)
     expected = lost or [key for key in stages if key.split("/")[1] in ("collect", "eval")]

@@ -14,7 +14,7 @@ from rise_ray.relabel.examples import relabel as relabel_trajectories
 from rise_ray.relabel.rule import RuleContext
 from rise_ray.report.tracking import new_record, write_metrics
 from rise_ray.run.journal import REPORT, Run
-from rise_ray.run.plans import of_kind, rolled_places
+from rise_ray.run.plans import of_kind, rolling
 from rise_ray.run.specs import Rows
 from rise_ray.run.tracks import stages_of
 from rise_ray.store.commit import Committer
@@ -39,11 +39,11 @@ def config_of(storage: str, *overrides: str) -> RunConfig:
 def make_run(storage: str) -> Run:
     """Five problems, two iterations on pooled data, the control."""
     run = Run(config_of(storage), resume=False)
-    for key, place in rolled_places(stages_of(run.config)).items():
-        if key.endswith("/collect"):
-            _iteration(run, place)
+    for spec in rolling(stages_of(run.config)):
+        if spec.key.endswith("/collect"):
+            _iteration(run, spec.place)
         else:
-            roll(run, key, place)
+            roll(run, spec.key, spec.place)
     run.folder.write(REPORT, b"<html>")
     run.stage("run/report", lambda: {"comparisons": [], "seconds": 1.0})
     records = [new_record(*key.split("/"), result) for key, result in run.stages.items()]
