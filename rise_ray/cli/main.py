@@ -1,12 +1,4 @@
-"""The command `rise-ray`: run a config, evaluate a model, check, ask a lineage, compare seeds.
-
-rise-ray run jobs/quickstart.yaml
-rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
-rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
-rise-ray check jobs/gsm8k_8b.yaml
-rise-ray lineage runs/quickstart --problem ID
-rise-ray compare --seeds runs/quickstart runs/quickstart-1 runs/quickstart-2
-"""
+"""The command `rise-ray`: run a config, evaluate a model, check, ask a lineage, compare seeds."""
 
 from __future__ import annotations
 
