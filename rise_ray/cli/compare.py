@@ -13,14 +13,15 @@ from typing import Any
 from rise_ray.config.loading import differences, dump_config, may_change
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import ConfigError, DataError, StoreError
-from rise_ray.evaluate.metrics import EVALUATION, EvalResult, evaluate
+from rise_ray.evaluate.metrics import EvalResult, evaluate
 from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
 from rise_ray.mdp import MAIN_TRACK
 from rise_ray.report.table import main_metrics
 from rise_ray.report.words import figures, metric_label, percent, percent_interval, plural, points
 from rise_ray.run.journal import LAST_STAGE
 from rise_ray.run.lineage import RunRecord, open_run
-from rise_ray.run.plans import evaluated_models
+from rise_ray.run.plans import evaluated_models, of_kind
+from rise_ray.run.specs import Evaluate
 from rise_ray.run.tracks import stages_of
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
@@ -38,15 +39,14 @@ def compare_seeds(folders: Sequence[str]) -> dict[str, Any]:
         DataError: the runs were measured on different problems.
     """
     records = [open_run(Folder(folder)) for folder in folders]
-    first = records[0].config
     for record in records[1:]:
         _refuse_differences(records[0], record)
     seeds = [record.config.seed for record in records]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"`seed`: two of the runs have the same (seeds {seeds})")
-    runs = [_results(_finished(record)) for record in records]
+    runs = [_results(record) for record in records]
     _refuse_other_problems(records, runs)
-    return summary(runs, seeds, first)
+    return summary(runs, seeds, records[0].config)
 
 
 def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) -> dict[str, Any]:
@@ -79,15 +79,16 @@ def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) ->
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The two tables of a `summary`, and what they show and do not show."""
-    seeds = found["seeds"]
-    names = main_metrics(found["turns"], found["parallel"])
-    header = ["model", *map(metric_label, names), f"right at turns 1-{found['turns']}"]
-    rows = [
-        [model, *_cells(of["metrics"], names, found["turns"])]
-        for model, of in found["models"].items()
-    ]
-    if found["turns"] > 1:
-        header += ["keeps right", "fixes wrong"]
+    seeds, turns = found["seeds"], found["turns"]
+    names = main_metrics(turns, found["parallel"])
+    rates = {"keep_rate": "keeps right", "fix_rate": "fixes wrong"} if turns > 1 else {}
+    header = ["model", *map(metric_label, names), f"right at turns 1-{turns}", *rates.values()]
+    rows = []
+    for model, of in found["models"].items():
+        metrics = of["metrics"]
+        main, rated = ([_cell(metrics[name]) for name in group] for group in (names, rates))
+        right = (percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1))
+        rows.append([model, *main, " ".join(right), *rated])
     compared = [
         [f"{figures(one)} ({one['note']})", *map(_difference, [one, *one["seeds"]])]
         for one in found["comparisons"]
@@ -108,14 +109,6 @@ def write_json(found: Mapping[str, Any], path: str) -> None:
         Path(path).write_text(json.dumps(found, indent=1) + "\n")
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _finished(record: RunRecord) -> RunRecord:
-    # After a loss an evaluation is done again, while the journal still has the report.
-    evaluations = [f"{model}/{EVALUATION}" for model in evaluated_models(stages_of(record.config))]
-    if not {LAST_STAGE, *evaluations} <= record.stages.keys():
-        raise StoreError(f"{record.folder.uri}: an unfinished run; go on with --resume first")
-    return record
 
 
 def _refuse_differences(one: RunRecord, other: RunRecord) -> None:
@@ -140,27 +133,21 @@ def _refuse_other_problems(records: Sequence[RunRecord], runs: Sequence[Results]
 
 
 def _results(record: RunRecord) -> dict[str, EvalResult]:
+    evaluations = of_kind(Evaluate, stages_of(record.config))
+    # After a loss an evaluation is done again, while the journal still has the report.
+    if not {LAST_STAGE, *(spec.key for spec in evaluations)} <= record.stages.keys():
+        raise StoreError(f"{record.folder.uri}: an unfinished run; go on with --resume first")
     store, protocol = TrajectoryStore(record.folder / "trajectories"), record.config.evaluation
     return {
-        model: evaluate(
-            store.read(place, record.stages[f"{model}/{EVALUATION}"]["parts_sha256"]),
+        spec.model: evaluate(
+            store.read(spec.place, record.stages[spec.key]["parts_sha256"]),
             turns=protocol.turns,
             parallel=protocol.parallel,
             bootstrap=protocol.bootstrap,
             seed=record.config.seed,
         )
-        for model, place in evaluated_models(stages_of(record.config)).items()
+        for spec in evaluations
     }
-
-
-def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list[str]:
-    by_turn = [percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1)]
-    rates = ["keep_rate", "fix_rate"] if turns > 1 else []
-    return [
-        *(_cell(metrics[name]) for name in names),
-        " ".join(by_turn),
-        *(_cell(metrics[name]) for name in rates),
-    ]
 
 
 def _cell(metric: Mapping[str, float | None]) -> str:

@@ -95,9 +95,12 @@ def _step(train: TrainConfig) -> str:
 
 def _longest_state(config: RunConfig, stages: Sequence[Spec], lengths: Lengths) -> str:
     protocol, most = config.evaluation, config.rollout.sampling.max_tokens
-    rolled = [(r.episodes.turns, r.episodes.window, most) for r in of_kind(Roll, stages)]
-    measured = (protocol.turns, protocol.window, protocol.sampling.max_tokens)
-    needed = max(_tokens(lengths, *each) for each in (*rolled, measured))
+    states = [(r.episodes.turns, r.episodes.window, most) for r in of_kind(Roll, stages)]
+    states.append((protocol.turns, protocol.window, protocol.sampling.max_tokens))
+    needed = 0
+    for turns, window, tokens in states:
+        before = min(turns, window or turns) - 1
+        needed = max(needed, lengths.prompt + before * (tokens + lengths.feedback) + tokens)
     limit = config.model.max_model_len
     if needed <= limit:
         return f"at most {needed:,} tokens with its response, of `model.max_model_len` = {limit:,}"
@@ -105,8 +108,3 @@ def _longest_state(config: RunConfig, stages: Sequence[Spec], lengths: Lengths) 
         f"up to {needed:,} tokens with its response, but `model.max_model_len` = {limit:,}: "
         "trajectories that grow beyond it end as context_overflow"
     )
-
-
-def _tokens(lengths: Lengths, turns: int, window: int | None, max_tokens: int) -> int:
-    shown = min(turns, window or turns) - 1
-    return lengths.prompt + shown * (max_tokens + lengths.feedback) + max_tokens

@@ -1,12 +1,4 @@
-"""The command `rise-ray`: run a config, evaluate a model, check, ask a lineage, compare seeds.
-
-rise-ray run jobs/quickstart.yaml
-rise-ray run jobs/gsm8k_cpu.yaml task.options.path=train.jsonl --resume
-rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
-rise-ray check jobs/gsm8k_8b.yaml
-rise-ray lineage runs/quickstart --problem ID
-rise-ray compare --seeds runs/quickstart runs/quickstart-1 runs/quickstart-2
-"""
+"""The command `rise-ray`: run a config, evaluate a model, check, ask a lineage, compare seeds."""
 
 from __future__ import annotations
 
@@ -19,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rise_ray import __version__
 from rise_ray.cli.arguments import ArgumentParser
@@ -46,9 +39,7 @@ Everything is in the run folder <storage>/<name>. Ctrl-C, SIGTERM or a crash los
 were under way; --resume does the rest, also with other workers, deadlines, retries or budgets. A
 folder that holds any other run is left as it is. A finished run shows its results again.
 """
-_EVAL = """\
-Evaluate one model with a config's task and protocol, in a run folder of its own.
-"""
+_EVAL = "Evaluate one model with a config's task and protocol, in a run folder of its own."
 _CHECK = """\
 Check a config without starting anything: settings, data, model, chat template, prompts, teacher,
 run folder. Then show the run in numbers and the Ray resources that it needs.
@@ -201,66 +192,55 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _parser() -> ArgumentParser:
+    any_command = ArgumentParser(add_help=False)
+    any_command.add_argument(
+        "--debug", action="store_true", help="tracebacks and all processes' logs"
+    )
+    of_config = ArgumentParser(add_help=False, parents=[any_command])
+    of_config.add_argument("config", help="YAML file of settings")
+    of_config.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings to change"
+    )
+    of_run = ArgumentParser(add_help=False, parents=[of_config])
+    of_run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an unfinished run of the same config (or start it)",
+    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    shown: dict[str, Any] = {"epilog": _EPILOG, "formatter_class": as_written}
     parser = ArgumentParser(
         prog="rise-ray",
         description="Teach a language model to improve its own answers over turns "
         "(RISE, arXiv 2407.18219) on Ray, vLLM and DeepSpeed.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **shown,
     )
     parser.add_argument("--version", action="version", version=f"rise-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
-    run = _config_command(commands, "run", _RUN, _run)
-    evaluate = _config_command(commands, "eval", _EVAL, _eval)
+
+    def add(name: str, parent: ArgumentParser, about: str, function: object) -> ArgumentParser:
+        summary = about.partition(".")[0].strip().replace("\n", " ")
+        command: ArgumentParser = commands.add_parser(
+            name, parents=[parent], help=summary, description=about, **shown
+        )
+        command.set_defaults(command=function)
+        return command
+
+    add("run", of_run, _RUN, _run)
+    evaluate = add("eval", of_run, _EVAL, _eval)
     evaluate.add_argument("--model", required=True, help="folder, URI or hub name")
     evaluate.add_argument("--name", help="of the run folder (default: eval-<model>)")
-    for command in (run, evaluate):
-        command.add_argument(
-            "--resume",
-            action="store_true",
-            help="go on with an unfinished run of the same config (or start it)",
-        )
-    _config_command(commands, "check", _CHECK, _check)
-    lineage = _command(commands, "lineage", _LINEAGE, _lineage)
+    add("check", of_config, _CHECK, _check)
+    lineage = add("lineage", any_command, _LINEAGE, _lineage)
     lineage.add_argument("run_folder", help="a run's folder, <storage>/<name>: path or URI")
     asked = lineage.add_mutually_exclusive_group(required=True)
     asked.add_argument("--example", metavar="ID", help="where did this training row come from?")
     asked.add_argument("--problem", metavar="ID", help="which training rows came from it?")
-    compare = _command(commands, "compare", _COMPARE, _compare)
+    compare = add("compare", any_command, _COMPARE, _compare)
     compare.add_argument(
         "--seeds", nargs="+", required=True, metavar="RUN", help="run folders, <storage>/<name>"
     )
     compare.add_argument("--json", metavar="FILE", help="write the numbers there, too")
-    return parser
-
-
-def _config_command(
-    commands: argparse._SubParsersAction[ArgumentParser],
-    name: str,
-    description: str,
-    function: object,
-) -> ArgumentParser:
-    parser = _command(commands, name, description, function)
-    parser.add_argument("config", help="YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
-    return parser
-
-
-def _command(
-    commands: argparse._SubParsersAction[ArgumentParser],
-    name: str,
-    description: str,
-    function: object,
-) -> ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=description.partition(".")[0].strip().replace("\n", " "),
-        description=description,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--debug", action="store_true", help="tracebacks and all processes' logs")
-    parser.set_defaults(command=function)
     return parser
 
 

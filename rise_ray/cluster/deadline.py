@@ -65,10 +65,9 @@ def in_task(
     task: Any = ray.remote(num_cpus=num_cpus, max_calls=1, **options)(work)
     call = task.remote(*arguments)
     try:
-        result: T = answer(what, call, deadline_s)
+        return answer(what, call, deadline_s)
     except BaseException:  # a stop, too: nothing may write when the run has another driver
         ray.cancel(call, force=True)
         with contextlib.suppress(RayError):
             ray.get(call, timeout=_CANCEL_S)
         raise
-    return result

@@ -37,10 +37,8 @@ class Heartbeat:
 
 def start_heartbeat() -> Any:
     """A `Heartbeat` on the driver's node, which it ends with."""
-    actor = ray.remote(Heartbeat).options(
-        num_cpus=0, max_restarts=-1, scheduling_strategy=this_node()
-    )
-    return actor.remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": this_node()}
+    return ray.remote(Heartbeat).options(**options).remote()
 
 
 class Beat:

@@ -202,25 +202,18 @@ def _resolve(location: list[str], tree: dict[str, Any]) -> tuple[list[type[BaseM
             groups = kinds
             continue
         key.append(part)
-        value = _at(value, part)
+        if isinstance(value, list) and part.isdigit():
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
         fields = [group.model_fields[part] for group in groups if part in group.model_fields]
         if fields:
             groups = [group for field in fields for group in _groups(field.annotation)]
-        groups = [_chosen(group, value) for group in groups]
+        if groups and issubclass(groups[0], RecipeConfig):
+            # The recipe's own class, by the name that the config gives it.
+            name = value.get("name", DEFAULT) if isinstance(value, dict) else DEFAULT
+            groups = [recipe_class(str(name))]
     return groups, key + location[-1:]
-
-
-def _at(value: Any, part: str) -> Any:
-    if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-        return value[int(part)]
-    return value.get(part) if isinstance(value, dict) else None
-
-
-def _chosen(group: type[BaseModel], value: Any) -> type[BaseModel]:
-    """A recipe's own class, where `value` names one."""
-    if not issubclass(group, RecipeConfig):
-        return group
-    return recipe_class(str(value.get("name", DEFAULT)) if isinstance(value, dict) else DEFAULT)
 
 
 def _kind(group: type[BaseModel]) -> str:

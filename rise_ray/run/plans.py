@@ -9,14 +9,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rise_ray.config.settings import RunConfig, SamplingConfig, WorkersConfig
-from rise_ray.config.teacher import ModelTeacher, NoTeacher, OpenAITeacher, ReferenceTeacher
+from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.errors import ConfigError
 from rise_ray.evaluate.split import held_out
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
 from rise_ray.run.specs import Episodes, Evaluate, Roll, Spec
 
-Teacher = ReferenceTeacher | OpenAITeacher | ModelTeacher
 _Spec = TypeVar("_Spec", bound=Spec)
 
 
@@ -35,7 +34,7 @@ def evaluated_models(specs: Iterable[Spec]) -> dict[str, Place]:
     return {spec.model: spec.place for spec in of_kind(Evaluate, specs)}
 
 
-def teacher_of(specs: Iterable[Spec]) -> Teacher | None:
+def teacher_of(specs: Iterable[Spec]) -> TeacherConfig | None:
     """The teacher of the rolling stages, None where nobody is taught.
 
     Raises:

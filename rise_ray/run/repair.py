@@ -1,9 +1,9 @@
 """What a run folder has lost since its journal was written, and what of it can be made again.
 
-A stage is journaled when its data are whole on storage. Data that went away afterwards (a deleted
-file, a lost object) are looked for when the run goes on, by names alone: what is there is verified
-whenever it is read. Trajectories are rolled again, only the missing ones; examples are relabeled
-again; metrics come back from the journal. What cannot be made again is an error where it is read.
+A stage is journaled when its data are whole on storage. What went away afterwards is looked for by
+names alone when the run goes on, since what is there is verified whenever it is read. Missing
+trajectories are rolled again, examples relabeled again, metrics taken from the journal. What cannot
+be made again is an error where it is read.
 """
 
 from __future__ import annotations

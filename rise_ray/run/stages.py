@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cache, cached_property
 from typing import Any, Self
@@ -75,10 +76,8 @@ class Stages:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         try:
-            try:
+            with closing(self._tracker):
                 self._actors.stop()
-            finally:
-                self._tracker.close()
         except Exception as failure:
             if error is None:
                 raise
@@ -140,15 +139,8 @@ class Stages:
         if spec.like is not None:
             like = Place(spec.like, spec.place.iteration, spec.place.phase)
             budget = int(self.run.stages[str(like)]["tokens"])
-        return self._train(
-            spec.place.stage,
-            settings,
-            self._version(spec.start),
-            self._examples(spec.rows),
-            spec.weights,
-            budget,
-            log,
-        )
+        start, rows = self._version(spec.start), self._examples(spec.rows)
+        return self._train(spec.place.stage, settings, start, rows, spec.weights, budget, log)
 
     def _evaluate(self, spec: Evaluate) -> Result:
         """Measure weights on the held-out problems by RISE's protocol."""
@@ -209,18 +201,15 @@ class Stages:
         self.run.stage(key, timed)
 
     @cached_property
-    def _base(self) -> WeightVersion:
-        """The model that iteration 1 starts from: warm-started, or as it is."""
-        if self.config.warm_start is None:
-            workers, parity = self.config.rollout.workers, self.run.folder / "base"
-            deadline_s = self.config.ray.task_deadline_s
-            return given_model(self.config.model, workers, parity, self._probe, deadline_s)
-        checkpoint = self._checkpoint(BASE).uri
-        return WeightVersion(0, checkpoint, checkpoint)
+    def _given(self) -> WeightVersion:
+        """The model that iteration 1 starts from where there is no warm start."""
+        workers, parity = self.config.rollout.workers, self.run.folder / "base"
+        deadline_s = self.config.ray.task_deadline_s
+        return given_model(self.config.model, workers, parity, self._probe, deadline_s)
 
     def _version(self, weights: Weights) -> WeightVersion:
-        if weights.iteration == 0:
-            return self._base
+        if weights.iteration == 0 and self.config.warm_start is None:
+            return self._given
         checkpoint = self._checkpoint(weights).uri
         return WeightVersion(weights.iteration, checkpoint, checkpoint)
 

@@ -1,11 +1,4 @@
-"""The words of a recipe: a run's tracks, and what is done at each iteration of one.
-
-    def execute(self, track: Track) -> None:
-        base = policy = track.base()
-        for at in track.iterations():
-            tried = at.roll("collect", policy, Episodes(turns=5, candidates=8))
-            policy = at.train(at.rows(self.rule, tried), start=track.start(base, policy))
-            at.evaluate(policy)
+"""The words of a recipe (see `execute` of `rise_ray.recipes.rise`): tracks and their iterations.
 
 Each call is one stage, a value that is handed to a function `do`. Where that only takes note,
 nothing is done: so a run declares its stages beforehand (`stages_of`). What `execute` does may

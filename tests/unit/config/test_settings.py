@@ -152,6 +152,8 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
     [
         ("schema_version=2", "`schema_version`: Input should be '1' (got 2)"),
         ("train.lr=fast", "`train.lr`: Input should be a valid number"),
+        ("train.betas=[0.5, fast]", "`train.betas.1`: Input should be a valid number"),
+        ("train.resources={spot: [1]}", "`train.resources.spot`: Input should be a valid number"),
         (
             "recipe={name: rise, turns: 0}",
             "`recipe.turns`: Input should be greater than or equal to 1 (got 0)",
