@@ -99,16 +99,32 @@ def markdown(found: Mapping[str, Any]) -> str:
     )
 
 
-def write_json(found: Mapping[str, Any], path: str) -> None:
-    """The numbers of a `summary` as a file.
+def write_files(found: Mapping[str, Any], json_file: str | None, picture: str | None) -> None:
+    """A `summary` as a file of numbers and as an SVG picture, where they are wanted.
+
+    The picture has the accuracy at each turn of the base and of every track's last model.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: a file cannot be written.
     """
-    try:
-        Path(path).write_text(json.dumps(found, indent=1) + "\n")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+    files = {}
+    if json_file is not None:
+        files[json_file] = json.dumps(found, indent=1) + "\n"
+    if picture is not None:
+        from rise_ray.report.plots import accuracy_by_turn, standalone
+
+        last = {_track(model): model for model in found["models"]}.values()
+        shown = {model: {"model": model, **found["models"][model]} for model in last}
+        files[picture] = standalone(accuracy_by_turn(shown))
+    for path, content in files.items():
+        try:
+            Path(path).write_text(content)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _track(model: str) -> str:
+    return model.rpartition("-")[0] or model
 
 
 def _refuse_differences(one: RunRecord, other: RunRecord) -> None:

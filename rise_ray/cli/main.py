@@ -182,11 +182,10 @@ def _lineage(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from rise_ray.cli.compare import compare_seeds, markdown, write_json
+    from rise_ray.cli.compare import compare_seeds, markdown, write_files
 
     found = compare_seeds(options.seeds)
-    if options.json is not None:
-        write_json(found, options.json)
+    write_files(found, options.json, options.picture)
     print(terminal_text(markdown(found)))
     return 0
 
@@ -241,6 +240,7 @@ def _parser() -> ArgumentParser:
         "--seeds", nargs="+", required=True, metavar="RUN", help="run folders, <storage>/<name>"
     )
     compare.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    compare.add_argument("--picture", metavar="FILE", help="draw accuracy by turn there, as SVG")
     return parser
 
 

@@ -86,6 +86,11 @@ def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     return _svg(axes, ends, "training-curves")
 
 
+def standalone(picture: str) -> str:
+    """A picture of the page as a file of its own, in a grey that reads on white and on black."""
+    return picture.replace("currentColor", _BASE) + "\n"
+
+
 def model_colours(models: Sequence[str]) -> dict[str, str]:
     """A colour per name: base and warm start grey, iterations blue (the last strongest), each
     other one (a control's) its own, as long as there are some.

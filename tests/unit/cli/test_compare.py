@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -91,6 +92,23 @@ def test_the_table_and_the_numbers_of_three_seeds(
     )
     assert row.count("|") == 6
     assert "| +41.7 [" in row
+
+
+def test_the_picture_has_the_base_and_each_tracks_last_model(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for picture in pictures:
+        assert cli.main(["compare", "--seeds", *folders, "--picture", str(picture)]) == 0
+    one, two = (picture.read_bytes() for picture in pictures)
+    assert one == two
+    drawn = "".join(ElementTree.fromstring(one).itertext())
+    assert all(name in drawn for name in ("base", "iteration-1", "rejection_sampling-1"))
+    assert b"currentColor" not in one  # which is black where a picture stands alone
+
+    nowhere = str(tmp_path / "no-folder" / "one.svg")
+    assert cli.main(["compare", "--seeds", *folders, "--picture", nowhere]) != 0
+    assert nowhere in capsys.readouterr().err
 
 
 def test_one_run_is_a_table_too_and_says_what_one_seed_is_worth(
