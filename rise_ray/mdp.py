@@ -221,13 +221,8 @@ def state_ids(
     """What the model sees when turn number `turn` (from 0) is taken, in tokens.
 
     The prompt, and each earlier attempt that is shown with the feedback after it. Without a
-    window a state's ids extend those of the state before it.
-
-    Args:
-        prompt_ids: the rendered prompt up to and including the first assistant header.
-        turns: at least the first `turn` turns, each with its `feedback_ids`.
-        turn: which turn is about to be taken; 0 gives the bare prompt.
-        window: see `shown_turns`.
+    window a state's ids extend those of the state before it; that of turn 0 is the bare prompt,
+    which ends with the first assistant header. For `window` see `shown_turns`.
     """
     ids = list(prompt_ids)
     for earlier in shown_turns(turns, turn, window):

@@ -15,11 +15,9 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    r"""`text` with characters that could steer a terminal or hide text written as `\x1b`.
+    r"""Any string, with characters that could steer a terminal or hide text written as `\x1b`.
 
-    Args:
-        text: any string, lone surrogates included.
-        keep: control characters that stay.
+    The control characters in `keep` stay.
     """
     return "".join(c if c in keep else _shown(c) for c in text)
 

@@ -51,7 +51,7 @@ def _iterations(config: RunConfig) -> str:
     controls = "".join(f", and as many of {control.name}" for control in config.controls)
     return (
         f"{config.iterations} of {config.recipe.name}, each from the {config.start_from} model "
-        + (f"on {config.data} data{controls}")
+        f"on {config.data} data{controls}"
     )
 
 

@@ -31,11 +31,6 @@ class Figure:
 def paired(a: ProblemValues, b: ProblemValues, *, bootstrap: int, seed: int) -> Difference:
     """Metric `a` minus metric `b` on the problems that both have, by a paired bootstrap.
 
-    Args:
-        a, b: problem by problem, from `EvalResult.values`.
-        bootstrap: resamples.
-        seed: of the draws.
-
     A problem without a case of either metric (left out because of errors, or nothing to fix in
     a fix rate) is left out of both. Without a common problem value, low and high are None.
     """
@@ -55,8 +50,6 @@ def standard_comparisons(
     Args:
         results: by model.
         own: the models of the run's own track in order, the base first; the others are controls'.
-        bootstrap: resamples.
-        seed: of the draws.
 
     Returns:
         For each comparison `left` and `right` (model, metric, value), a `note` on it, and the

@@ -3,7 +3,8 @@
 Problems are the independent unit: a problem's samples are averaged first, then problems are drawn
 with replacement. Nearly every metric is a ratio of two per-problem sums (`ProblemValues`): all of
 them share one matrix of draws and cost one matrix product. What is no ratio (a ranking, a macro
-average) is a `Statistic`, computed anew for each draw.
+average) is a `Statistic`, computed anew for each draw. In this room `bootstrap` is the number of
+resamples, and `seed` that of their draws: equal seeds and problems give equal intervals.
 """
 
 from __future__ import annotations
@@ -107,12 +108,7 @@ class Interval:
 def bootstrap_intervals(
     metrics: Mapping[str, Metric], *, bootstrap: int, seed: int
 ) -> dict[str, Interval]:
-    """The 95% percentile interval of each metric.
-
-    Args:
-        metrics: on the same problems in the same order.
-        bootstrap: number of resamples.
-        seed: of the draws; equal seeds and problems give equal intervals.
+    """The 95% percentile interval of each metric, all on the same problems in the same order.
 
     A resample in which a metric is undefined (no case of a conditional rate) says nothing about it
     and is left out. The interval always contains the value. Where the resamples do not differ (all

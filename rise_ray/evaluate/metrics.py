@@ -58,8 +58,6 @@ def evaluate(
         trajectories: of phase `eval`, every sample of every problem once.
         turns: attempts of a sequential run (the K of m1@tK).
         parallel: independent first answers of a parallel set (the K of mK@t1 and pass@K).
-        bootstrap: resamples of the intervals.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: there are no trajectories, one is doubled, or one is not an evaluation
@@ -100,15 +98,10 @@ def eval_record(
     window: int | None,
     sampling: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The line of metrics.jsonl for one evaluated model.
+    """The line of metrics.jsonl for one evaluated model: its result, and how it was measured.
 
-    Args:
-        model: `base`, `iteration-1`, ..., `<track>-<iteration>`.
-        split: the problems' split.
-        result: its metrics.
-        feedback: the name of what was said between turns (`rise_ray.feedback.base`).
-        window: turns a state showed, the current one included; None, all.
-        sampling: the sampling settings.
+    `model` is `base`, `iteration-1`, ..., `<track>-<iteration>`; the others are settings of the
+    evaluation (`rise_ray.config.settings.EvaluationConfig`).
     """
     return {
         "phase": EVALUATION,

@@ -30,9 +30,7 @@ def average_precision(items: Sequence[Item]) -> float | None:
 def average_precision_of(items: Sequence[Item], problem_ids: tuple[str, ...]) -> Statistic:
     """`average_precision` as a statistic over problems: an item counts as often as its problem.
 
-    Args:
-        items: in any order, any number per problem.
-        problem_ids: all problems that are drawn from.
+    There may be any number of items per problem; all of `problem_ids` are drawn from.
 
     Raises:
         ValueError: a score is not a number.

@@ -38,10 +38,7 @@ def seed_metrics(
 ) -> dict[str, dict[str, Interval]]:
     """Every metric of every model over all seeds.
 
-    Args:
-        runs: one per seed, with the same models, problems and protocol.
-        bootstrap: resamples.
-        seed: of the draws.
+    `runs` has one for each, with the same models, problems and protocol.
     """
     return {
         model: {

@@ -15,8 +15,7 @@ from rise_ray.mdp import Outcome, Verdict
 def majority(verdicts: Sequence[Verdict]) -> Verdict | None:
     """The verdict that cast the winning answer's first vote; None if nobody voted.
 
-    Args:
-        verdicts: in the order the answers were given; ties depend on it.
+    Ties depend on the order of the verdicts, which is that of the answers.
 
     Raises:
         ValueError: a verdict is `error` (nothing is known about its answer, so no vote that

@@ -45,13 +45,9 @@ class OwnFeedback(Protocol):
 
 
 def feedback_of(name: str, task: Task, problem: Problem) -> Feedback:
-    """The feedback that is called `name`, for one problem.
+    """The feedback that is called `name`, for one problem, in the task's words.
 
-    Args:
-        name: `constant` or `neutral` (the task's sentence, the same after every attempt),
-            `oracle`, or one of the task's own.
-        task: words it.
-        problem: that it is about.
+    `constant` and `neutral` are both the task's one sentence, the same after every attempt.
 
     Raises:
         ConfigError: there is no such feedback, with those that there are.

@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rise_ray.config import teacher as settings
 from rise_ray.config.secrets import redact
-from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
-from rise_ray.config.teacher import NoTeacher, TeacherConfig
-from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
-from rise_ray.config.teacher import ReferenceTeacher as ReferenceTeacherConfig
+from rise_ray.config.teacher import TeacherConfig
 from rise_ray.errors import DataError, TeacherError
 from rise_ray.feedback.base import feedback_of
 from rise_ray.feedback.constant import Constant
@@ -33,6 +31,7 @@ from rise_ray.mdp import (
     Trajectory,
     Verdict,
     derive_seed,
+    shown_turns,
 )
 from rise_ray.rollout.chat import ChatFormat
 from rise_ray.rollout.episode import EpisodePlan, EpisodeSpec
@@ -80,9 +79,8 @@ class Student:
     def messages(self, trajectory: Trajectory, turn: int) -> list[Message]:
         """The state of `turn` as chat messages, for a teacher with another tokenizer."""
         feedback = feedback_of(trajectory.feedback, self.task, trajectory.problem)
-        first = 0 if trajectory.window is None else max(0, turn - (trajectory.window - 1))
         messages = self.task.prompt(trajectory.problem)
-        for earlier in trajectory.turns[first:turn]:
+        for earlier in shown_turns(trajectory.turns, turn, trajectory.window):
             said = feedback.text(trajectory.problem, earlier.attempt)
             assert said is not None  # or the episode had not gone on
             messages += [Message("assistant", earlier.attempt.text), Message("user", said)]
@@ -168,7 +166,7 @@ class ModelTeacher(Teacher):
     """Another model on a second rollout pool."""
 
     def __init__(
-        self, student: Student, pool: RolloutPool, config: ModelTeacherConfig, seed: int
+        self, student: Student, pool: RolloutPool, config: settings.ModelTeacher, seed: int
     ) -> None:
         super().__init__(student)
         self._pool = pool
@@ -205,7 +203,7 @@ class OpenAITeacher(Teacher):
     """
 
     def __init__(
-        self, student: Student, config: OpenAITeacherConfig, seed: int, spending: Spending
+        self, student: Student, config: settings.OpenAITeacher, seed: int, spending: Spending
     ) -> None:
         super().__init__(student)
         key = os.environ.get(config.api_key_env)
@@ -309,14 +307,14 @@ def make_teacher(
 ) -> Teacher:
     """The teacher of `config`; `pool` is the second one, of a model teacher."""
     match config:
-        case ReferenceTeacherConfig():
+        case settings.ReferenceTeacher():
             return ReferenceTeacher(student)
-        case OpenAITeacherConfig():
+        case settings.OpenAITeacher():
             return OpenAITeacher(student, config, seed, spending)
-        case ModelTeacherConfig():
+        case settings.ModelTeacher():
             assert pool is not None
             return ModelTeacher(student, pool, config, derive_seed(seed, "teacher"))
-        case NoTeacher():
+        case settings.NoTeacher():
             raise ValueError("self-distillation has no teacher")
 
 

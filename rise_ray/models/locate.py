@@ -21,8 +21,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def locate_model(path: str) -> str:
     """What Hugging Face and vLLM can load on this node: a local folder, or a hub name.
 
-    Args:
-        path: `package:NAME` (shipped with rise-ray), a local folder, a URI, or a hub name.
+    `path` is `package:NAME` (shipped with rise-ray), a local folder, a URI, or a hub name.
 
     Raises:
         ModelError: a folder or packaged model that is named is not there, is no model, has its

@@ -35,13 +35,8 @@ def make_scratch_model(
 ) -> None:
     """Write a randomly initialised model and its tokenizer to `folder` (float32 safetensors).
 
-    Args:
-        scratch: architecture and kind of tokenizer.
-        words: the task's closed vocabulary, for a `word` tokenizer.
-        texts: what a `bpe` tokenizer is trained on.
-        max_model_len: written as `max_position_embeddings`.
-        seed: of the initial weights.
-        folder: an empty or missing local folder.
+    A `word` tokenizer has the `words` of the task's closed vocabulary; a `bpe` one is trained on
+    `texts`. `max_model_len` is written as `max_position_embeddings`; `seed` is of the weights.
 
     Raises:
         ConfigError: the architecture is unknown, or a `word` tokenizer has no vocabulary.

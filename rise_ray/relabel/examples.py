@@ -21,13 +21,10 @@ class Relabeled:
 def relabel(
     trajectories: Iterable[Trajectory], rule: Rule, max_tokens: int, context: RuleContext
 ) -> Relabeled:
-    """The examples of trajectories, in their order; none of one that ended as `error`.
+    """The examples of trajectories, in their order.
 
-    Args:
-        trajectories: as stored.
-        rule: which responses, with what weights.
-        max_tokens: longest row; a teacher's answer may be longer.
-        context: of the rule.
+    None of a trajectory that ended as `error`, and none that is longer than `max_tokens`, as a
+    teacher's answer may make it.
     """
     result = Relabeled()
     for trajectory in trajectories:

@@ -91,13 +91,8 @@ def write_relabeled(
     The result depends on the trajectories, the rule and the seed only: not on their parts, the
     cluster, or an earlier try.
 
-    Args:
-        store: what to read from.
-        sealed: what to read: places, each with the digest that sealed it.
-        rule: which responses become examples.
-        max_tokens: longest example.
-        seed: of the examples' order and of the rule's draws.
-        output: an examples folder; replaced.
+    `sealed` has the digest that sealed each of the places; `seed` is of the examples' order and of
+    the rule's draws. What `output` held is replaced. No example is longer than `max_tokens`.
 
     For many parts one whole CPU has to be free: without it Ray Data waits for ever.
 

@@ -73,11 +73,10 @@ def center_of(
     unparseable_reward: float,
     tally: Tally | None,
 ) -> float | None:
-    """What is subtracted from a reward before it becomes a weight.
+    """What is subtracted from a reward before it becomes a weight (`WeightedByReward.centering`).
 
-    `none`: 0 (the released code). `problem`: the mean over everything that was sampled on the
-    problem, by a `tally` of all that is relabeled (the paper: the raw form favours easy
-    problems). `state`: the mean over the state's candidates.
+    `none` is the released code's; `problem` is the paper's (the raw form favours easy problems), by
+    a `tally` of all that is relabeled.
     """
     if centering == "none":
         return 0.0
@@ -103,9 +102,8 @@ def passes(
     reward: float,
     earlier: Sequence[float | None],
 ) -> bool | None:
-    """RISE's filters on a response with `reward` after attempts with the rewards `earlier`.
+    """RISE's filters (`Improved.filter`) on a `reward` after attempts with the rewards `earlier`.
 
-    `all`; `better`: above the turn before; `best`: no earlier turn is higher; `success`: right.
     The first turn has none before it and is `better` and `best`. None where an earlier reward
     that decides is unknown.
     """

@@ -34,10 +34,6 @@ class Console:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         self._print(f"{minutes:3d}:{seconds:02d}  {text}")
 
-    def begin(self, stage: str, phase: str) -> None:
-        """A stage starts."""
-        self.line(f"{stage}: {phase}")
-
     def rolling(self) -> None:
         """Episodes start now: rates count from here."""
         self._rolling = time.monotonic()
@@ -45,10 +41,6 @@ class Console:
     def step(self, text: str) -> None:
         """Something inside a stage."""
         self.line(f"  {text}")
-
-    def end(self, seconds: float) -> None:
-        """The stage is done."""
-        self.step(f"done in {seconds:.0f} s")
 
     def rolled(self, done: int, total: int, tally: Tally) -> None:
         """Progress of a rollout phase, every few seconds and at its end."""

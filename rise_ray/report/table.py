@@ -12,19 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from rise_ray.report import words
 from rise_ray.report.records import Record, Training, eval_records, last_model, protocol
-from rise_ray.report.words import (
-    amount,
-    epochs,
-    finding,
-    loss,
-    metric_label,
-    percent,
-    percent_interval,
-    plural,
-    sentence,
-    window,
-)
 from rise_ray.text import printable
 
 _NAME_WIDTH = 12  # of a model's name; with it the table fits 80 columns
@@ -42,9 +31,7 @@ def results_table(
 ) -> RenderableType:
     """A rich renderable of all evaluations (percent, 95% intervals) and comparisons.
 
-    Args:
-        records: of metrics.jsonl; those of other phases are ignored.
-        comparisons: of `rise_ray.evaluate.compare.standard_comparisons`.
+    From all records of metrics.jsonl and `rise_ray.evaluate.compare.standard_comparisons`.
     """
     evaluated = eval_records(records)
     if not evaluated:
@@ -55,12 +42,12 @@ def results_table(
     table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
     table.add_column("model", no_wrap=True)
     for name in names:
-        table.add_column(metric_label(name).replace(" (oracle)", "\noracle"), justify="right")
+        table.add_column(words.metric_label(name).replace(" (oracle)", "\noracle"), justify="right")
     table.add_column(f"right at\nturns 1-{turns}")
     table.add_column("keeps right /\nfixes wrong", justify="right")
     for model, record in evaluated.items():
         table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
-    said = [(sentence(one), _STYLES.get(finding(one), "")) for one in comparisons]
+    said = [(words.sentence(one), _STYLES.get(words.finding(one), "")) for one in comparisons]
     lines = [Text.assemble("- ", line) for line in said]
     return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
 
@@ -87,35 +74,37 @@ def training_table(trained: Mapping[str, Training]) -> RenderableType:
 def training_cells(training: Training) -> dict[str, str]:
     """What a track was trained on in words, by column."""
     return {
-        "sampled tokens": amount(training.sampled_tokens),
-        "examples": amount(training.examples),
-        "epochs": epochs(training.epochs),
-        "trained tokens": amount(training.tokens),
-        "loss tokens": amount(training.loss_tokens),
-        "loss at the end": loss(training.last_loss),
+        "sampled tokens": words.amount(training.sampled_tokens),
+        "examples": words.amount(training.examples),
+        "epochs": words.epochs(training.epochs),
+        "trained tokens": words.amount(training.tokens),
+        "loss tokens": words.amount(training.loss_tokens),
+        "loss at the end": words.loss(training.last_loss),
     }
 
 
 def _in_lines(name: str) -> str:
     """A model's name in lines, which end after its underscores where they can."""
-    words = name.replace("_", "_ ")
-    lines = textwrap.wrap(words, _NAME_WIDTH, break_long_words=False, break_on_hyphens=False)
+    parts = name.replace("_", "_ ")
+    lines = textwrap.wrap(parts, _NAME_WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list[Text]:
     cells = [
         Text.assemble(
-            percent(metrics[name]["value"]), "\n", (percent_interval(metrics[name]), "dim")
+            words.percent(metrics[name]["value"]),
+            "\n",
+            (words.percent_interval(metrics[name]), "dim"),
         )
         if name in metrics
         else Text("")
         for name in names
     ]
     by_turn = [metrics[f"acc@t{turn}"]["value"] for turn in range(1, turns + 1)]
-    cells.append(Text(" ".join(percent(value).split(".")[0] for value in by_turn)))
+    cells.append(Text(" ".join(words.percent(value).split(".")[0] for value in by_turn)))
     rates = [metrics.get(name, {"value": None})["value"] for name in ("keep_rate", "fix_rate")]
-    cells.append(Text(" / ".join(percent(rate) for rate in rates)))
+    cells.append(Text(" / ".join(words.percent(rate) for rate in rates)))
     return cells
 
 
@@ -123,6 +112,6 @@ def _caption(record: Record) -> str:
     sampling = ", ".join(f"{key} {value}" for key, value in record["sampling"].items())
     return printable(
         f"percent [95% interval]; split {record['split']}, "
-        f"{plural(record['n'], 'problem')} x {plural(record['samples'], 'sample')}; "
-        f"{sampling}; window {window(record['window'])}; feedback {record['feedback']}"
+        f"{words.plural(record['n'], 'problem')} x {words.plural(record['samples'], 'sample')}; "
+        f"{sampling}; window {words.window(record['window'])}; feedback {record['feedback']}"
     )

@@ -27,11 +27,9 @@ _LABEL_WORDS = (
 
 
 class ChatFormat:
-    """A tokenizer and its chat template, cut into segments.
+    """A Hugging Face tokenizer and its chat template, cut into segments.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer with a chat template.
-        name: what errors call the model.
+    `name` is what errors call the model.
 
     Raises:
         ModelError: there is no chat template, or it cannot express a second user turn.

@@ -123,7 +123,6 @@ def roll_phase(
         roll: runs specs, of so many in the phase, so many of which ended as `error` before;
             `RolloutPool.roll`, with a teacher behind it or not.
         specs: of the whole phase.
-        store, place: where the trajectories go.
         max_verdict_error_share: of all verdicts; more stop the phase.
         progress: called with (episodes done, of all, counts of this call's).
 

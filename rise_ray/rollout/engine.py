@@ -19,13 +19,7 @@ from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
 from rise_ray.models.locate import resolve_dtype
-from rise_ray.rollout.requests import (
-    Completion,
-    EngineRequest,
-    Sample,
-    ScoreLabels,
-    ScoreSpans,
-)
+from rise_ray.rollout.requests import Completion, EngineRequest, Sample, ScoreLabels, ScoreSpans
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -46,14 +40,10 @@ _ONE_TOKEN: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1}
 
 
 class Engine:
-    """One vLLM engine.
+    """One vLLM engine of the model in a local Hugging Face folder, or of a hub name.
 
-    Args:
-        path: a local Hugging Face folder or a hub name.
-        model: dtype, context length, trust.
-        workers: vLLM settings and environment.
-        backend: the weight-transfer backend that `rise_ray.sync` will use.
-        seed: of sampling without a request seed.
+    `backend` is the weight-transfer backend that `rise_ray.sync` will use; `seed` is of sampling
+    without a request seed.
 
     Raises:
         ConfigError: `workers.vllm` has a setting that vLLM does not know or that is rise-ray's.
@@ -138,9 +128,7 @@ class Engine:
             case ScoreSpans():
                 ids, settings = request.ids, _ONE_TOKEN | {"prompt_logprobs": 0}
         params = SamplingParams(
-            **settings,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            **settings, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
         self.llm.add_request(key, tokens_input(list(ids)), params)
         self._requests[key] = request

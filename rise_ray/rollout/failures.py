@@ -19,9 +19,7 @@ _LONGEST_PAUSE_S = 60.0
 class FailedStarts:
     """The starts that failed in a row. While other workers work, the next one comes ever later.
 
-    Args:
-        label: of the pool.
-        most: how many are too many where no worker works.
+    Where none does, `most` of them are too many.
     """
 
     def __init__(self, label: str, most: int) -> None:

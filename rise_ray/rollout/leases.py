@@ -12,9 +12,7 @@ from collections.abc import Iterable
 class LeaseBook:
     """Every id is in exactly one place: queued, leased to one worker, set aside, or done.
 
-    Args:
-        ids: the episodes to roll, each once, first come first leased.
-        max_attempts: how many workers an episode may be lost with before it is set aside.
+    First come first leased; an episode that is lost with `max_attempts` workers is set aside.
     """
 
     def __init__(self, ids: Iterable[str], max_attempts: int) -> None:
@@ -72,12 +70,8 @@ class LeaseBook:
     def lost(self, worker: str, counts: bool = True) -> list[str]:
         """`worker` is gone: its leases go to the front of the queue.
 
-        Args:
-            worker: which.
-            counts: whether this may be the fault of an episode that it held.
-
-        Returns:
-            The episodes that have now been lost `max_attempts` times, which are set aside.
+        The loss `counts` if an episode that the worker held may be at fault. Returns the episodes
+        that have now been lost `max_attempts` times, which are set aside.
         """
         aside = []
         for episode in sorted(self._leases.pop(worker, ()), reverse=True):

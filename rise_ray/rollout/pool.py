@@ -38,14 +38,9 @@ _LOOK_EVERY_S = 2.0  # for nodes that are about to go
 
 
 class RolloutPool:
-    """Workers for one model.
+    """Workers for one model: new ones load the weights `version`.
 
-    Args:
-        version: the weights that new workers load.
-        model, workers, sync: settings.
-        verifiers: handles of the verifier actors.
-        seed: of the engines.
-        label: prefix of the workers' names.
+    `seed` is of the engines, `label` the prefix of the workers' names.
     """
 
     def __init__(
@@ -83,11 +78,8 @@ class RolloutPool:
         """Run episodes; yield each one's trajectory once, as they end.
 
         An episode that is lost with `max_attempts` workers is yielded with stop reason `error`.
-
-        Args:
-            specs: the episodes.
-            total: how many `max_error_share` is a share of; all of `specs` by default.
-            errors: how many of those ended as `error` before.
+        `max_error_share` is of `total` episodes (default: all of `specs`); the number `errors` of
+        them ended like that before.
 
         Raises:
             RolloutError: too many episodes ended as `error`, or no worker can be started.

@@ -26,12 +26,12 @@ from rise_ray.rollout.episode import Episode, EpisodeSpec
 from rise_ray.rollout.requests import Check, Request
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
+    DEFAULT_TOLERANCE_NATS,
     ParityReference,
     ParityReport,
     Probed,
     check_moved,
     check_parity,
-    default_tolerance,
     engine_logprobs,
 )
 from rise_ray.sync.receiver import WeightReceiver, commit_version, sync_engine
@@ -58,14 +58,9 @@ class Progress:
 
 
 class RolloutWorker(WeightReceiver):
-    """One engine, its tokenizer, its episodes.
+    """One engine with the weights `version`, its tokenizer, its episodes.
 
-    Args:
-        name: what the pool calls it.
-        version: the weights to load.
-        model, workers, sync: settings.
-        verifiers: of `rise_ray.verify.actor.start_verifiers`.
-        seed: of the engine.
+    `name` is what the pool calls it; `seed` is the engine's.
     """
 
     def __init__(
@@ -134,7 +129,7 @@ class RolloutWorker(WeightReceiver):
         reference = ParityReference.load(Folder(self.version.parity))
         got = engine_logprobs(self.engine, reference.sequences)
         dtype = resolve_dtype(self._model.dtype, self._workers.num_gpus)
-        tolerance = self._sync.parity_tolerance or default_tolerance(dtype)
+        tolerance = self._sync.parity_tolerance or DEFAULT_TOLERANCE_NATS[dtype]
         report = check_parity(reference, got, tolerance, self.name, self.version.iteration)
         probe = Probed(self.version.iteration, reference, got)
         if self._probed is not None:

@@ -33,10 +33,9 @@ _JOURNAL = {"stages": dict, "config_sha256": str, "decisive_sha256": str, "teach
 
 
 class Run:
-    """An opened run folder.
+    """The run folder of a resolved config, opened.
 
     Args:
-        config: resolved.
         resume: go on with an unfinished run of the same config; settings that may change
             (`rise_ray.config.loading.MAY_CHANGE`) need not be the same.
         create: make the folder if it is free; False only looks.

@@ -20,6 +20,7 @@ from rise_ray.config.loading import parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import DataError, StoreError
 from rise_ray.mdp import Attempt, Example, Place, Trajectory
+from rise_ray.relabel.rule import response_at
 from rise_ray.run.journal import CONFIG, read_journal
 from rise_ray.run.plans import rolling
 from rise_ray.run.specs import WarmStart
@@ -187,8 +188,7 @@ def _trajectory(record: RunRecord, row: TrainingRow) -> Trajectory | None:
 def _response(row: TrainingRow, trajectory: Trajectory) -> Attempt:
     """The response that a row trains on, which has to be what the row says."""
     example, origin = row.example, row.example.provenance
-    turn = trajectory.turns[origin.turn]
-    response = turn.attempt if origin.candidate < 0 else turn.candidates[origin.candidate]
+    response = response_at(trajectory, origin.turn, origin.candidate)
     span = example.spans[-1]
     row_says = (
         example.input_ids[span.start : span.end],

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from rise_ray.config.settings import RunConfig, SamplingConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.errors import ConfigError
-from rise_ray.evaluate.split import held_out
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
 from rise_ray.run.specs import Episodes, Evaluate, Roll, Spec
@@ -73,9 +72,15 @@ def iteration_problems(
 
 
 def evaluation_problems(config: RunConfig, problems: Sequence[Problem]) -> list[Problem]:
-    """What every model is measured on, whatever the run's seed: seeds are compared by problem."""
-    protocol = config.evaluation
-    return held_out(problems, protocol.problems, derive_seed("evaluation", protocol.split))
+    """What every model is measured on, whatever the run's seed: seeds are compared by problem.
+
+    A draw, never the first rows: data sets are sorted (MATH by subject), so these are distributed
+    otherwise than the whole. A larger draw contains every smaller one; a whole split is in order.
+    """
+    protocol, drawn = config.evaluation, list(problems)
+    if protocol.problems is not None and protocol.problems < len(drawn):
+        random.Random(derive_seed("evaluation", protocol.split)).shuffle(drawn)
+    return drawn[: protocol.problems]
 
 
 def affordable_candidates(spec: Roll, compared: Sequence[Mapping[str, Any]]) -> int:

@@ -189,13 +189,13 @@ class Stages:
 
         def timed() -> Result:
             log = self._tracker.begin(stage, phase)
-            self.console.begin(stage, phase)
+            self.console.line(f"{stage}: {phase}")
             started = time.monotonic()
             result = work(log)
             result["seconds"] = time.monotonic() - started
             log(result)
             self._tracker.flush()
-            self.console.end(result["seconds"])
+            self.console.step(f"done in {result['seconds']:.0f} s")
             return result
 
         self.run.stage(key, timed)

@@ -159,9 +159,8 @@ def write_example_parts(folder: Folder, examples: Sequence[Example], seed: int) 
     the set of examples and the seed, so writing again is idempotent.
 
     Raises:
-        TrainError: there are no examples, or their mean weight is not positive.
+        TrainError: see `write_manifest`.
         DataError: two examples have the same id, or one is malformed.
-        StoreError: the folder cannot be written.
     """
     ids = sorted(example.id for example in examples)
     for left, right in itertools.pairwise(ids):

@@ -146,9 +146,7 @@ class Folder:
         A folder that was written again is copied again: the cache goes by what the listing says
         of every file (name, size, and the store's etag or time). Of the folders beside this one,
         the iterations of a run, only the latest copies are kept: see `rise_ray.store.copies`.
-
-        Args:
-            without: a copy leaves out the files whose names end so.
+        Files whose names end in `without` are left out of a copy.
 
         Raises:
             StoreError: the folder is missing, or others can write to the cache.

@@ -32,11 +32,7 @@ def from_bytes(
 ) -> pa.Table:
     """The inverse of `to_bytes`, for content whose SHA-256 was verified.
 
-    Args:
-        content: of the file.
-        schema: that it must have.
-        where: names the file in errors.
-        columns: to read; None, all.
+    `columns` are those to read (None: all); `where` names the file in errors.
 
     Raises:
         StoreError: another schema version wrote it, or its columns are others.

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 PARITY_FILE = "parity.json"
 SCHEMA_VERSION = "1"
 _MOST_TOKENS = 256  # of a sequence
-_TOLERANCE_NATS = {"float32": 0.001, "bfloat16": 0.05}
+DEFAULT_TOLERANCE_NATS = {"float32": 0.001, "bfloat16": 0.05}
+"""The largest accepted mean difference, by an engine's dtype."""
 _LEAST_MOVE = 3.0
 """By how many times an engine's drift from the trainer two versions must differ to be told apart.
 
@@ -112,12 +113,9 @@ def parity_sequences(
 ) -> tuple[tuple[int, ...], ...]:
     """The first `count` different sequences of a prompt's end and its response's beginning.
 
-    Args:
-        chats: token ids of prompts and of a response to each; two tokens or more together.
-        max_model_len: of the engines, which must be able to generate one token more.
-        count: of sequences.
-
-    Half of a sequence's tokens at most are the prompt's: a response is always in it.
+    `chats` are token ids of prompts and of a response to each, two or more together. The engines
+    of `max_model_len` have to be able to generate one token more. Half of a sequence's tokens at
+    most are the prompt's: a response is always in it.
     """
     most = min(_MOST_TOKENS, max_model_len - 1)
     cut = ((*prompt[-(most // 2) :], *response)[:most] for prompt, response in chats)
@@ -133,17 +131,6 @@ def drift_record(reports: Collection[ParityReport]) -> dict[str, float]:
     }
 
 
-def default_tolerance(dtype: str) -> float:
-    """The largest accepted mean difference, in nats, for an engine's dtype.
-
-    Raises:
-        SyncError: there is none for this dtype; set `sync.parity_tolerance`.
-    """
-    if dtype not in _TOLERANCE_NATS:
-        raise SyncError(f"no default parity tolerance for {dtype}: set `sync.parity_tolerance`")
-    return _TOLERANCE_NATS[dtype]
-
-
 def check_parity(
     reference: ParityReference,
     got: Sequence[Sequence[float]],
@@ -151,13 +138,10 @@ def check_parity(
     engine_name: str,
     version: int,
 ) -> ParityReport:
-    """Compare an engine's log-probabilities with the reference.
+    """Compare the log-probabilities that an engine `got` with the trainer's, in the same order.
 
-    Args:
-        reference: the trainer's.
-        got: the engine's, in the same order and of the same lengths.
-        tolerance: largest accepted mean absolute difference, in nats.
-        engine_name, version: the engine, and the weight version that it should hold.
+    `tolerance` is the largest accepted mean absolute difference, in nats; `version` is the weight
+    version that the engine should hold.
 
     Raises:
         SyncError: the mean difference is above the tolerance, or not a number; it names the

@@ -137,9 +137,7 @@ def start_weight_server(checkpoint: str, version: int, bucket_bytes: int) -> Any
 def pull(server: Any, deadline_s: float) -> tuple[Manifest, Iterator[Bucket]]:
     """A server's manifest and its buckets in order; the next is prepared while one is loaded.
 
-    Args:
-        server: handle from `start_weight_server`.
-        deadline_s: seconds that everything together may take, the caller's loading included.
+    Everything together may take `deadline_s`, the caller's loading included.
 
     Raises:
         SyncError: the deadline passed or the server died (also while iterating).

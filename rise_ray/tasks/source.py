@@ -21,12 +21,9 @@ Row = tuple[str, dict[str, Any]]
 
 
 def read_rows(path: str, subset: str | None, split: str) -> Iterator[Row]:
-    """The rows of a JSON-lines file (a path or URI), or of a split of a data set on the hub.
+    """The rows of a JSON-lines file (a path or URI: see `is_file`), or of a data set on the hub.
 
-    Args:
-        path: a file if its name ends in `.jsonl` or `.jsonl.gz`, else a hub name.
-        subset: the hub data set's configuration; not used for files.
-        split: the hub data set's split; a file is one split.
+    `subset` is the hub data set's configuration, `split` its split: a file is one split.
 
     Raises:
         DataError: the source is missing, unreadable, or a line is no JSON object.

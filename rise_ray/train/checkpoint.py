@@ -22,10 +22,8 @@ from rise_ray.train.job import TrainJob, WorkerTask
 def export_checkpoint(model: Any, task: WorkerTask, seconds: float) -> None:
     """Write the checkpoint. Every rank has to call this; rank 0 writes.
 
-    Args:
-        model: the Hugging Face model, its weights partitioned by ZeRO-3.
-        task: what was trained.
-        seconds: that the steps took, for the model card.
+    The weights of `model`, a Hugging Face model, are partitioned by ZeRO-3; the model card says the
+    `seconds` that the steps took.
 
     Raises:
         StoreError: the output folder cannot be written.

@@ -42,10 +42,8 @@ _FULL = "full_attention"
 def train(job: TrainJob) -> TrainResult:
     """Fine-tune `job.base` on `job.examples` and write the checkpoint to `job.output`.
 
-    The checkpoint is a Hugging Face folder: weights, tokenizer with its chat template,
-    generation config, model card, and `parity.json` with the log-probabilities of
-    `parity_sequences`: `{"sequences": [[id, ...]], "logprobs": [[nats, ...]]}`, one value for
-    each token after a sequence's first.
+    The checkpoint is a Hugging Face folder: weights, tokenizer with its chat template, generation
+    config, model card, and `parity.json` (`rise_ray.sync.parity.ParityReference`).
 
     Raises:
         TrainError: an example longer than a row, a loss that is not finite, too many steps in a
@@ -212,9 +210,7 @@ def _trainer(task: WorkerTask, heartbeat: Any) -> StoppableTrainer:
             timeout_s=math.ceil(config.step_deadline_s),
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=config.num_gpus > 0,
-            resources_per_worker=resources,
+            num_workers=config.workers, use_gpu=config.num_gpus > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name=_run_name(task),

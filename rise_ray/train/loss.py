@@ -29,9 +29,7 @@ _Group = tuple[int, int, torch.Tensor]
 class WeightedLoss(nn.Module):
     """A causal language model with the loss inside, as DeepSpeed's engine calls it.
 
-    Args:
-        model: of Hugging Face, with "sdpa", "eager" or "flex_attention".
-        trees: whether the rows hold trees.
+    The model is of Hugging Face, with "sdpa", "eager" or "flex_attention"; its rows may be trees.
 
     Raises:
         ModelError: the model's `forward` cannot compute the logits of chosen positions only.

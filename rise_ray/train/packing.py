@@ -76,8 +76,7 @@ class PartRows:
     def shared(self, tokens: IntArray) -> IntArray:
         """How many tokens each example in `order` has in common with the one before it in its row.
 
-        Args:
-            tokens: of every example of the part, what it shares with the one before it there.
+        `tokens` are what each of the part's examples shares with the one before it there.
         """
         follows = np.diff(self.order, prepend=-2) == 1
         follows[self.ends[:-1]] = False
@@ -154,14 +153,10 @@ def choose_layout(
     workers: int,
     shared_prefixes: bool,
 ) -> Layout:
-    """Trees where they save tokens, else rows of examples one after the other.
+    """Trees where they are allowed and save tokens, else rows of examples one after the other.
 
-    Args:
-        lengths: of the parts.
-        batch_tokens: that a step trains on, about.
-        row_tokens: that a row holds at most.
-        workers: the ranks, each of which has as many rows of a step.
-        shared_prefixes: whether trees are allowed.
+    A step trains on about `batch_tokens`, a row holds `row_tokens` at most, and each of the
+    `workers` has as many rows of a step.
     """
     separate = Layout(row_tokens, batch_tokens // row_tokens)
     tokens = sum(int(part.tokens.sum()) for part in lengths)
@@ -214,13 +209,8 @@ def plan_tokens(
 def pack(lengths: IntArray, row_tokens: int, rng: np.random.Generator) -> list[list[int]]:
     """Assign examples to rows by best fit, longest first; ties and the rows' order are random.
 
-    Args:
-        lengths: tokens of each example, each at most `row_tokens`.
-        row_tokens: length of a row.
-        rng: breaks ties, so that each epoch has other neighbours.
-
-    Returns:
-        The rows, each a list of indices into `lengths`; every index occurs exactly once.
+    `lengths` are the tokens of each example, at most `row_tokens`. Returns the rows, each a list of
+    indices into `lengths`; every index occurs exactly once.
     """
     shuffled = rng.permutation(len(lengths))
     longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]

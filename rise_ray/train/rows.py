@@ -70,13 +70,8 @@ def fill_rows(
 ) -> RowBatch:
     """Lay a part's examples out in the rows `wanted` (numbers within the part).
 
-    Args:
-        table: the part, an Arrow table of `EXAMPLE_SCHEMA`.
-        rows: its rows in the plan.
-        wanted: which of them, in the order of the result.
-        row_tokens: length of a row.
-        mean_weight: of the data set; every weight is divided by it.
-        trees: whether tokens that examples share are laid out once.
+    The part is an Arrow table of `EXAMPLE_SCHEMA`. Every weight is divided by `mean_weight`, which
+    is the data set's. With `trees`, tokens that examples share are laid out once.
     """
     tokens, starts = _lists(table, "input_ids")
     ids = tokens.to_numpy()

@@ -89,13 +89,10 @@ class Checker:
     def __init__(
         self, task: TaskConfig, processes: int, deadline_s: float, memory_mib: int
     ) -> None:
-        """Start the children and wait until they have loaded the task.
+        """Start as many children as `processes`, and wait until they have loaded the task.
 
-        Args:
-            task: loaded in every child.
-            processes: number of children.
-            deadline_s: wall time of one item, from when its child turns to it.
-            memory_mib: address space of a child.
+        `deadline_s` is the wall time of one item, from when its child turns to it; `memory_mib` is
+        the address space of a child.
 
         Raises:
             ConfigError: the task cannot be loaded, or leaves too little of `memory_mib`.

@@ -1,8 +1,4 @@
-"""A rule that teaches checking beside improving: right answers, and wrong ones that know it.
-
-At every visited state one right candidate, and, while nothing right has been said, one new wrong
-one that does not claim to be correct.
-"""
+"""A rule that teaches checking beside improving: right answers, and wrong ones that know it."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ def test_lines_carry_the_time_since_the_start(
 ) -> None:
     console = Console()
     clock.now += 125
-    console.begin("iteration-1", "collect")
-    console.end(33.4)
+    console.line("iteration-1: collect")
+    console.step("done in 33 s")
     assert capsys.readouterr().out == "  2:05  iteration-1: collect\n  2:05    done in 33 s\n"
 
 

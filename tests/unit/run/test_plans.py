@@ -65,6 +65,32 @@ def test_every_run_is_measured_on_the_same_draw_of_the_problems() -> None:
     assert evaluation_problems(_config(), PROBLEMS) == PROBLEMS
 
 
+# As MATH is: sorted by subject.
+SORTED = [Problem(f"{subject}-{n}", "t", "q", "a") for subject in "ABCDE" for n in range(100)]
+
+
+def _measured(*overrides: str) -> list[str]:
+    return [problem.id for problem in evaluation_problems(_config(*overrides), SORTED)]
+
+
+def test_a_draw_of_a_sorted_split_has_every_subject() -> None:
+    drawn = _measured("evaluation.problems=100")
+    assert len(set(drawn)) == 100
+    shares = [sum(name.startswith(subject) for name in drawn) for subject in "ABCDE"]
+    assert all(10 <= share <= 30 for share in shares)
+
+
+def test_a_larger_draw_holds_the_smaller_one_and_another_split_draws_others() -> None:
+    drawn = _measured("evaluation.problems=50")
+    assert _measured("evaluation.problems=200")[:50] == drawn
+    assert set(_measured("evaluation.problems=50", "evaluation.split=dev")) != set(drawn)
+
+
+@pytest.mark.parametrize("count", ["null", "500", "501"])
+def test_all_problems_keep_their_order(count: str) -> None:
+    assert _measured(f"evaluation.problems={count}") == [problem.id for problem in SORTED]
+
+
 CONTROL = "controls=[{name: rejection_sampling}]"
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rise_ray.errors import SyncError
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import (
+    DEFAULT_TOLERANCE_NATS,
     ParityReference,
     ParityReport,
     Probed,
     check_moved,
     check_parity,
-    default_tolerance,
     drift_record,
     parity_sequences,
 )
@@ -166,7 +166,4 @@ def test_drift_is_logged_over_engines() -> None:
 
 
 def test_tolerances_are_the_documented_ones() -> None:
-    assert default_tolerance("float32") == 0.001
-    assert default_tolerance("bfloat16") == 0.05
-    with pytest.raises(SyncError, match="float16"):
-        default_tolerance("float16")
+    assert DEFAULT_TOLERANCE_NATS == {"float32": 0.001, "bfloat16": 0.05}
