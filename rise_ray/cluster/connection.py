@@ -139,7 +139,7 @@ def _connect(config: RunConfig, debug: bool) -> None:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read when ray.data is first used
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        start_local_ray(config.ray.num_cpus, config.ray.object_store_mib, debug)
+        _start_local(config, debug)
         return
     try:
         if address != "auto":  # Ray tries one that nothing answers at for many minutes
@@ -154,41 +154,40 @@ def _connect(config: RunConfig, debug: bool) -> None:
         ) from error
 
 
-def start_local_ray(
-    num_cpus: int | None, object_store_mib: int | None, debug: bool = False
-) -> None:
-    """Start a Ray of this process's own, that only this machine can reach, and connect to it.
-
-    Args:
-        num_cpus: logical ones; None: as many as there are.
-        object_store_mib: memory of its object store, MiB; None: Ray's own choice.
-        debug: show what all processes log.
-
-    Raises:
-        ClusterError: it does not start.
-    """
+def _start_local(config: RunConfig, debug: bool) -> None:
+    """A Ray of this run's own, that only this machine can reach."""
     from ray._private import ray_constants
 
     # What makes Ray take 127.0.0.1 as its node's address and bind every service to it; on Linux
     # it would take the address of the network instead, also where it is told 127.0.0.1.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    for variable, value in (LOOPBACK_ENVIRONMENT | _PATIENCE).items():
+    for variable, value in LOOPBACK_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    starts_at_once = max(_STARTS_AT_ONCE, num_cpus or os.cpu_count() or 1)
+    store, cpus = config.ray.object_store_mib, config.ray.num_cpus
+    starts_at_once = max(_STARTS_AT_ONCE, cpus or os.cpu_count() or 1)
+    start_local_ray(
+        num_cpus=cpus,
+        object_store_memory=store * 2**20 if store else None,
+        _node_ip_address=LOOPBACK,
+        _system_config={"worker_maximum_startup_concurrency": starts_at_once},
+        log_to_driver=debug,
+        logging_level=_level(debug),
+    )
+
+
+def start_local_ray(**options: Any) -> None:
+    """`ray.init` of a Ray of this process's own, also on a machine that is busy for a while.
+
+    Raises:
+        ClusterError: it does not start.
+    """
+    for variable, value in _PATIENCE.items():
+        os.environ.setdefault(variable, value)
     for starts_left in reversed(range(_STARTS)):
         before = psutil.Process().children()
         try:
             with _patient():
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    object_store_memory=object_store_mib * 2**20 if object_store_mib else None,
-                    include_dashboard=False,
-                    _node_ip_address=LOOPBACK,
-                    _system_config={"worker_maximum_startup_concurrency": starts_at_once},
-                    log_to_driver=debug,
-                    logging_level=_level(debug),
-                )
+                ray.init(address="local", include_dashboard=False, **options)
             return
         except Exception as error:  # Ray raises a bare Exception for processes that are not up
             if starts_left and "timed out" in str(error):

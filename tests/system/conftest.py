@@ -88,7 +88,12 @@ def ray_runtime(nothing_left_behind: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        start_local_ray(num_cpus=4, object_store_mib=200)
+        start_local_ray(
+            num_cpus=4,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,  # vLLM says much; an error reaches the test as an exception
+            logging_level="error",
+        )
         yield
         started = descendants()
         ray.shutdown()

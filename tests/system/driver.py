@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rise_ray.cluster.connection import LOOPBACK_ENVIRONMENT
 from rise_ray.mdp import Place
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore, read_part
@@ -25,9 +24,8 @@ Reached = Callable[[int], bool]
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what our own Ray put there: the run starts one itself."""
-    ours = {"RAY_ADDRESS", *LOOPBACK_ENVIRONMENT}
-    return {k: v for k, v in os.environ.items() if k not in ours}
+    """This process's, without a cluster of ours: the run starts its own."""
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
 
 @contextmanager

@@ -31,6 +31,7 @@ SETTINGS = [
     "train.workers=1",  # two train in test_job, test_chaos and test_secrets
     "train.epochs=1",
     "train.batch_tokens=1024",
+    "train.row_tokens=256",
     "train.rows_per_pass=2",
     f"evaluation.problems={EVAL_PROBLEMS}",
     "evaluation.samples=1",

@@ -27,7 +27,7 @@ if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
 CONNECT = """
 import psutil, ray
 from rise_ray.cluster.connection import start_local_ray
-start_local_ray(num_cpus=1, object_store_mib=100)
+start_local_ray(num_cpus=1, object_store_memory=100_000_000)
 print(ray.get(ray.remote(lambda: "up").remote()))
 print([child.name() for child in psutil.Process().children()].count("gcs_server"))
 """
