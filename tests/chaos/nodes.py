@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,6 @@ _STOP_DEADLINE_S = 30.0
 _REPLACE_AFTER_S = 4.0  # as long as the cloud were to give a new machine at once
 _OBJECT_STORE_MIB = 100
 _UP = "Ray runtime started."
-AGENT_PORTS = (
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-)
-"""Options of `ray start`. A raylet gives its agent 15 s to choose these itself, and then dies
-(ray-project/ray#65983): on a busy machine they are chosen before."""
 
 
 @dataclass
@@ -99,21 +92,22 @@ class Nodes:
         self._head: Node | None = None
         self._workers: list[Node] = []
         self._replace_at: list[float] = []
-        port, client_port = free_ports(2)
+        port, client_port, agent_port = free_ports(3)
         self.address = f"{LOOPBACK}:{port}"
         # Other users of this machine reach its services: none of them may send this cluster work.
         self.environment = _environment(self.address, secrets.token_hex(32))
         self._ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
+        self._ports += [f"--dashboard-agent-listen-port={agent_port}"]
 
     def __enter__(self) -> Self:
         # Ray's sockets lie in here, and their paths may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         try:
             head = ["--head", "--num-cpus=0", "--include-dashboard=false", *self._ports]
-            self._head = self._start([*head, f"--temp-dir={self.folder / 'ray'}"])
-            self._await(self._head)
+            head.append(f"--temp-dir={self.folder / 'ray'}")
+            self._head = self._up(lambda: self._start(head))
             for _ in range(self._count):
-                self._join()
+                self._up(self._add)
         except BaseException:
             self.__exit__()
             raise
@@ -158,31 +152,37 @@ class Nodes:
         """Delete the nodes' logs."""
         shutil.rmtree(self.folder)
 
-    def _join(self) -> None:
-        """Start a worker node and wait for it. Ray gives a node 30 s, which a busy machine misses.
+    def _up(self, start: Callable[[], Node]) -> Node:
+        """Start a node and wait for it, again where a busy machine misses Ray's own deadlines.
+
+        A raylet gives its agent 15 s and dies (ray-project/ray#65983); a node has 30 s in all.
 
         Raises:
             ClusterError: it does not start, several times.
         """
         for left in reversed(range(_STARTS)):
-            node = self._add()
+            node = start()
             try:
                 self._await(node)
-                return
+                break
             except ClusterError:
+                self._end(node)
                 if not left:
                     raise
-                self._end(node)
+        return node
 
     def _end(self, node: Node) -> None:
         processes = node.processes()
         node.process.kill()
         kill(processes)
         node.process.wait()
-        self._workers.remove(node)
+        if node in self._workers:
+            self._workers.remove(node)
 
     def _add(self) -> Node:
-        node = self._start([*self._worker, f"--address={self.address}"])
+        agent_port = free_ports(1)[0]
+        ports = [f"--address={self.address}", f"--dashboard-agent-listen-port={agent_port}"]
+        node = self._start([*self._worker, *ports])
         self._workers.append(node)
         return node
 
@@ -190,11 +190,9 @@ class Nodes:
         name = f"node-{self._started}"
         self._started += 1
         log = self.folder / f"{name}.log"
-        agents = zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True)
-        ports = [f"--{option}={port}" for option, port in agents]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.start", *arguments, *ports, *self._common],
+                [sys.executable, "-m", "tests.chaos.start", *arguments, *self._common],
                 stdout=output,
                 stderr=output,
                 env=self.environment,

@@ -19,7 +19,7 @@ import pytest
 from rise_ray.config.loading import load_config
 from rise_ray.run.journal import Run
 from tests.chaos.leftovers import left_in_cluster
-from tests.chaos.nodes import AGENT_PORTS, free_ports
+from tests.chaos.nodes import free_ports
 from tests.system.driver import parts_of
 from tests.system.miniature import COLLECT, JOB, REPOSITORY, SETTINGS
 from tests.system.processes import descendants, wait_gone
@@ -27,6 +27,7 @@ from tests.system.processes import descendants, wait_gone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BIN = Path(sys.executable).parent
+RESTARTS = 2  # of a head whose raylet gave up on its agent (`chaos.nodes.Nodes`)
 UPLOADS = 3  # Ray gives the working directory a time that a busy machine may miss
 TOKEN = secrets.token_hex(32)  # the head's own: nothing else on this machine can send it jobs
 
@@ -57,23 +58,22 @@ def head() -> Iterator[Head]:
     """A Ray head of our own with its dashboard on the loopback interface."""
     # Ray's sockets lie in here, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    options = ["port", "dashboard-port", "ray-client-server-port", *AGENT_PORTS]
+    options = ["port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"]
     ports = dict(zip(options, free_ports(len(options)), strict=True))
-    process = subprocess.Popen(
-        [
-            *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4"),
-            *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-            *(f"--object-store-memory={200 * 2**20}", f"--temp-dir={folder}"),
-            *(f"--{option}={port}" for option, port in ports.items()),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    )
+    command = [
+        *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
+        *(f"--object-store-memory={200 * 2**20}", f"--temp-dir={folder}"),
+        *(f"--{option}={port}" for option, port in ports.items()),
+    ]
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    process = start(command)
     try:
-        wait_for(f"{address}/api/jobs/", process)
+        for _ in range(RESTARTS):
+            if answers(f"{address}/api/jobs/", process):
+                break
+            process = start(command)
+        assert answers(f"{address}/api/jobs/", process), "the head did not start"
         yield Head(address, f"127.0.0.1:{ports['port']}")
     finally:
         started = descendants(process.pid)
@@ -84,17 +84,28 @@ def head() -> Iterator[Head]:
     assert not left, f"still running after the head was stopped: {left}"
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the process answers there; whether it lives so long."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
     deadline = time.monotonic() + 300
-    while True:
+    while process.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=5):
-                return
+                return True
         except OSError:
-            assert process.poll() is None, "the head did not start"
             assert time.monotonic() < deadline, f"no answer from {url}"
             time.sleep(0.5)
+    return False
 
 
 def ray_job(head: Head, *arguments: str) -> str:
