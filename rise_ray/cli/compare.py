@@ -65,6 +65,8 @@ def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) ->
         "parallel": protocol.parallel,
         "models": {
             model: {
+                "track": places[model].track,
+                "iteration": places[model].iteration,
                 "metrics": {name: found.as_dict() for name, found in of_all.items()},
                 "seeds": [
                     {name: found.as_dict() for name, found in run[model].metrics.items()}
@@ -113,18 +115,15 @@ def write_files(found: Mapping[str, Any], json_file: str | None, picture: str | 
     if picture is not None:
         from rise_ray.report.plots import accuracy_by_turn, standalone
 
-        last = {_track(model): model for model in found["models"]}.values()
-        shown = {model: {"model": model, **found["models"][model]} for model in last}
+        models = found["models"].items()  # a track's iterations in their order
+        last = {(of["track"], of["iteration"] == 0): {"model": m, **of} for m, of in models}
+        shown = {of["model"]: of for of in last.values()}
         files[picture] = standalone(accuracy_by_turn(shown))
     for path, content in files.items():
         try:
             Path(path).write_text(content)
         except OSError as error:
             raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _track(model: str) -> str:
-    return model.rpartition("-")[0] or model
 
 
 def _refuse_differences(one: RunRecord, other: RunRecord) -> None:

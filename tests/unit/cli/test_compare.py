@@ -95,19 +95,21 @@ def test_the_table_and_the_numbers_of_three_seeds(
 
 
 def test_the_picture_has_the_base_and_each_tracks_last_model(
-    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    command = ["compare", "--seeds", make_run(tmp_path, "iterations=2"), "--picture"]
     pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
     for picture in pictures:
-        assert cli.main(["compare", "--seeds", *folders, "--picture", str(picture)]) == 0
+        assert cli.main([*command, str(picture)]) == 0
     one, two = (picture.read_bytes() for picture in pictures)
     assert one == two
     drawn = "".join(ElementTree.fromstring(one).itertext())
-    assert all(name in drawn for name in ("base", "iteration-1", "rejection_sampling-1"))
+    assert all(name in drawn for name in ("base", "iteration-2", "rejection_sampling-2"))
+    assert "-1" not in drawn
     assert b"currentColor" not in one  # which is black where a picture stands alone
 
     nowhere = str(tmp_path / "no-folder" / "one.svg")
-    assert cli.main(["compare", "--seeds", *folders, "--picture", nowhere]) != 0
+    assert cli.main([*command, nowhere]) != 0
     assert nowhere in capsys.readouterr().err
 
 
@@ -185,7 +187,7 @@ def test_the_figures_of_plain_results_need_no_folder(tmp_path: Path) -> None:
         ["iterations=2", "evaluation={turns: 5, parallel: 5, bootstrap: 200}", "controls=[]"],
         source="test",
     )
-    results = {m: r for m, r in report_run.results().items() if m != "control"}
+    results = {m: r for m, r in report_run.results().items() if m != "rejection_sampling-2"}
     text = markdown(summary([results, results], [3, 4], config))
     assert "| iteration-2 |" in text
     assert "seed 3 | seed 4" in text
