@@ -46,8 +46,9 @@ def train(job: TrainJob) -> TrainResult:
     config, model card, and `parity.json` (`rise_ray.sync.parity.ParityReference`).
 
     Raises:
-        TrainError: an example longer than a row, a loss that is not finite, too many steps in a
-            row whose gradient is not, or workers that failed more than `max_failures` times.
+        TrainError: an example longer than a row, a loss or a final log-probability that is not
+            finite, too many steps in a row whose gradient is not, or workers that failed more than
+            `max_failures` times.
         ConfigError: the DeepSpeed settings contradict the rest.
         StoreError: a folder cannot be read or written.
     """

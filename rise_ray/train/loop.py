@@ -20,6 +20,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 
 from rise_ray.cluster.heartbeat import Beat
+from rise_ray.errors import SyncError
 from rise_ray.mdp import derive_seed
 from rise_ray.store.examples import read_part
 from rise_ray.store.files import Folder
@@ -50,10 +51,10 @@ def train_worker(config: dict[str, Any]) -> WorkerResult:
     run.resume()
     try:
         run.steps()
-    except _NoUseToRepeatError as error:
-        # The same on every rank and on every repeat: a result, or Ray Train would try again.
+        export_checkpoint(engine.module.model, task, run.seconds)
+    except (_NoUseToRepeatError, SyncError) as error:
+        # The same on every repeat: a result, or Ray Train would try again.
         return WorkerResult(error=str(error))
-    export_checkpoint(engine.module.model, task, run.seconds)
     del keep_alive
     return WorkerResult(None, run.losses, run.resumed_at, run.skipped, run.seconds)
 

@@ -51,7 +51,8 @@ class Revision(WeightedByReward):
         """Candidates of a state: number, why it was taken, factor on its weight."""
         candidates = list(enumerate(trajectory.turns[turn].candidates))
         usable = [(n, c) for n, c in candidates if reward_of(c, 0.0) is not None]
-        dropped["no_reward"] += len(candidates) - len(usable)
+        if len(usable) < len(candidates):  # a reason is named where it occurred
+            dropped["no_reward"] += len(candidates) - len(usable)
         turns = shown_turns(trajectory.turns, turn, trajectory.window)
         shown = [earlier.attempt for earlier in turns]
         right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]

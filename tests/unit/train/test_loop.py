@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from rise_ray.config.settings import TrainConfig
+from rise_ray.errors import SyncError
 from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import read_lengths, read_part, write_example_parts
 from rise_ray.store.files import Folder
@@ -214,3 +215,23 @@ def test_loss_tokens_that_do_not_arrive_end_the_run_with_the_step(
     said = rf"step 3 of {STEPS}: 5 loss tokens arrived, {ROW - 1} were planned"
     with pytest.raises(_NoUseToRepeatError, match=said):
         start(Engine()).steps()
+
+
+def test_weights_that_give_no_finite_log_probability_end_the_training_without_a_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def export(*_: object) -> None:
+        raise SyncError("a log-probability is not a finite number")
+
+    done = SimpleNamespace(resume=lambda: None, steps=lambda: None, seconds=1.0)
+    engine = SimpleNamespace(module=SimpleNamespace(model=None))
+    monkeypatch.setattr(loop, "Beat", lambda _: lambda: None)
+    monkeypatch.setattr(loop, "start_engine", lambda *_: (engine, None))
+    monkeypatch.setattr(loop, "_Run", lambda *_: done)
+    monkeypatch.setattr(loop, "export_checkpoint", export)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    job = SimpleNamespace(config=TrainConfig(), seed=0)
+    task = SimpleNamespace(job=job, deepspeed={}, plan=None)
+    # An exception would have Ray Train do it all again, `max_failures` times.
+    result = loop.train_worker({"task": task, "heartbeat": None})
+    assert result.error == "a log-probability is not a finite number"
