@@ -26,6 +26,7 @@ SHARING = {
     "tests/system/test_whole_run.py": "a run",
     "tests/system/test_gsm8k_run.py": "a run over text",
     "tests/system/test_secrets.py": None,
+    "tests/system/train/test_job.py": None,
     "tests/system/train/test_state.py": None,
 }
 """What the tests under a path share; None: what is in their file. All others are alone."""

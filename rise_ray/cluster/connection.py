@@ -83,7 +83,7 @@ def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict
     """What a run needs at the same time at least, as Ray resources.
 
     Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers;
-    trainings do only where workers are not released.
+    trainings do only where either of them is not released for the other.
     """
     rolling: dict[str, float] = defaultdict(float)
     training: dict[str, float] = defaultdict(float)
@@ -93,9 +93,11 @@ def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict
                 training[name] = max(training[name], amount * count)
             else:
                 rolling[name] += amount * count
+    rollout, train = config.rollout, config.train
+    turns = rollout.release_during_training and train.release_during_rollouts
     needed = {}
     for name in {*rolling, *training}:
-        staying = 0.0 if config.rollout.release_during_training else rolling[name]
+        staying = 0.0 if turns else rolling[name]
         task = _TASK_CPUS if name == "CPU" else 0.0
         needed[name] = max(rolling[name] + task, staying + training[name])
     needed["CPU"] += config.verify.actors * config.verify.num_cpus

@@ -151,6 +151,8 @@ class TrainConfig(Settings):
     """Of each worker: 0 or 1."""
     resources: dict[str, float] = {}
     """Custom Ray resources of each worker."""
+    release_during_rollouts: bool = True
+    """Stop the workers between trainings, so that rollouts have their CPUs or GPUs."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data; a fraction stops in the middle of one."""
     lr: float = Field(default=1e-5, gt=0)

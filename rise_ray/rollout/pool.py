@@ -64,6 +64,7 @@ class RolloutPool:
         self._members: dict[str, Member] = {}
         self._failed_starts = FailedStarts(label, _MOST_START_FAILURES + workers.max_workers)
         self._next_look = 0.0
+        self._server: Any = None
         self._last_up = 0.0
         """When a worker was last up, in monotonic seconds."""
         self.parity: dict[str, ParityReport] = {}
@@ -149,9 +150,16 @@ class RolloutPool:
     def _pull(self, members: list[Member]) -> dict[Any, Member]:
         """Workers take the checkpoint's buckets from one server, each at its own pace."""
         version = self.version
-        self._server = start_weight_server(
+        self._server = self._server or start_weight_server()
+        call = self._server.serve.remote(
             version.checkpoint, version.iteration, self._sync.bucket_bytes
         )
+        try:
+            ray.get(call, timeout=self._sync.deadline_s)
+        except RayError as error:
+            raise_if_ours(error)
+            what = f"weight version {version.iteration}: the weight server failed"
+            raise SyncError(f"{what}: {cause(error)}") from error
         return {m.handle.sync.remote(version, self._server): m for m in members}
 
     def _push(self, workers: list[tuple[Member, dict[str, Any]]]) -> dict[Any, Member]:

@@ -1,4 +1,4 @@
-"""The actors of a run: verifiers, rollout workers, a teacher. Each starts when it is first used.
+"""The actors of a run: verifiers, rollout workers, a teacher, ranks. Each starts when first used.
 
 A resumed run that only lacks its report starts none.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import ray
 
 from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
@@ -24,6 +26,9 @@ from rise_ray.store.files import Folder
 from rise_ray.sync.parity import PARITY_FILE, drift_record, reference_in_task
 from rise_ray.tasks.base import Task
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
+
+if TYPE_CHECKING:
+    from rise_ray.train.ray_train import Ranks
 
 Probe = Callable[[ChatFormat], tuple[tuple[int, ...], ...]]
 Roll = Callable[[Sequence[EpisodeSpec], int, int], Iterable[Trajectory]]
@@ -45,6 +50,8 @@ class Actors:
     def stop(self) -> None:
         """Stop all of them."""
         self.release_workers()
+        if "ranks" in self.__dict__:
+            self.ranks.release()
         for verifier in self.__dict__.get("_verifiers", ()):
             verifier.stop()
 
@@ -54,9 +61,11 @@ class Actors:
             pool.release()
 
     def make_room(self) -> None:
-        """Give back what the pools took beyond `min_workers`: a task of the run needs a CPU."""
-        for pool in self._pools():
+        """Give back what is not needed now: a task of the run needs a CPU."""
+        for pool in self._pools():  # what they took beyond `min_workers`
             pool.shrink()
+        if "ranks" in self.__dict__ and ray.available_resources().get("CPU", 0.0) < 1:
+            self.ranks.release()
 
     def roller(self, weights: WeightVersion, chat: ChatFormat, teacher: TeacherConfig) -> Roll:
         """Rolls episodes with `weights`, in the words of `chat`, and adds a teacher's answers."""
@@ -145,6 +154,13 @@ class Actors:
         self._console.step("starting teacher workers")
         pool.wait_ready()
         return pool
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """Those that stay between trainings."""
+        from rise_ray.train.ray_train import Ranks
+
+        return Ranks()
 
     @cached_property
     def _verifiers(self) -> list[VerifierHandle]:

@@ -263,7 +263,8 @@ class Stages:
         if self.config.rollout.release_during_training:
             self._actors.release_workers()
         with self.console.following(self._tracker):
-            result = train(job)
+            stay = not settings.release_during_rollouts
+            result = train(job, self._actors.ranks if stay else None)
         return asdict(result)
 
     def _roll(

@@ -1,6 +1,7 @@
 """The trainer's side of a weight sync: a checkpoint folder, streamed as buckets by a Ray actor.
 
-    server = start_weight_server(checkpoint, version, bucket_bytes)
+    server = start_weight_server()
+    ray.get(server.serve.remote(checkpoint, version, bucket_bytes))
     for bucket in pull(server, deadline_s):   # on any node, by any number of engines
         ...
 
@@ -97,7 +98,7 @@ def _locate(
 
 
 class WeightServer:
-    """Serves one weight version's buckets to any number of engines, at any time.
+    """Serves one weight version's buckets after another, to any number of engines.
 
     Buckets are read and put into the object store when first asked for; the last
     `RESIDENT_BUCKETS` stay there, so engines that pull side by side share one read and one put.
@@ -105,18 +106,33 @@ class WeightServer:
     engine ever waits for another.
     """
 
-    def __init__(self, checkpoint: str, version: int, bucket_bytes: int) -> None:
+    def __init__(self) -> None:
+        self._served: int | None = None
+
+    def serve(self, checkpoint: str, version: int, bucket_bytes: int) -> None:
+        """Serve this version from now on.
+
+        Raises:
+            ModelError: see `Checkpoint`.
+        """
         self._checkpoint = Checkpoint(model_folder(checkpoint))
         self._manifest = Manifest(version, self._checkpoint.tensors)
         self._plan = plan_buckets(self._checkpoint.tensors, bucket_bytes)
         self._resident: dict[int, ray.ObjectRef] = {}
+        self._served = version
 
     def manifest(self) -> tuple[Manifest, int]:
         """What the version consists of, and in how many buckets it comes."""
         return self._manifest, len(self._plan)
 
-    def bucket(self, index: int) -> list[ray.ObjectRef]:
-        """The reference of a bucket, in a list so that Ray hands it on unresolved."""
+    def bucket(self, version: int, index: int) -> list[ray.ObjectRef]:
+        """The reference of a bucket, in a list so that Ray hands it on unresolved.
+
+        Raises:
+            SyncError: it is not what is served.
+        """
+        if version != self._served:
+            raise SyncError(f"weight version {version} is not served, but {self._served}")
         if index not in self._resident:
             if len(self._resident) == RESIDENT_BUCKETS:
                 del self._resident[next(iter(self._resident))]
@@ -125,13 +141,14 @@ class WeightServer:
         return [self._resident[index]]
 
 
-def start_weight_server(checkpoint: str, version: int, bucket_bytes: int) -> Any:
+def start_weight_server() -> Any:
     """A `WeightServer` as an actor on the caller's node, which no other node's loss ends.
 
-    It owns the buckets: keep its handle until every engine is done.
+    It owns the buckets: keep its handle until every engine is done. One that was lost is started
+    again, and serves what it is told to next.
     """
-    server = ray.remote(WeightServer).options(num_cpus=0, scheduling_strategy=this_node())
-    return server.remote(checkpoint, version, bucket_bytes)
+    options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": this_node()}
+    return ray.remote(WeightServer).options(max_task_retries=1, **options).remote()
 
 
 def pull(server: Any, deadline_s: float) -> tuple[Manifest, Iterator[Bucket]]:
@@ -154,13 +171,13 @@ def pull(server: Any, deadline_s: float) -> tuple[Manifest, Iterator[Bucket]]:
         except RayError as error:
             raise SyncError(f"the weight server failed: {error}") from error
 
-    def buckets() -> Iterator[Bucket]:
-        upcoming = [server.bucket.remote(index) for index in range(min(1, count))]
+    def buckets(version: int) -> Iterator[Bucket]:
+        upcoming = [server.bucket.remote(version, index) for index in range(min(1, count))]
         for index in range(count):
             (reference,) = wait_for(upcoming.pop())
             if index + 1 < count:
-                upcoming.append(server.bucket.remote(index + 1))
+                upcoming.append(server.bucket.remote(version, index + 1))
             yield wait_for(reference)
 
     manifest, count = wait_for(server.manifest.remote())
-    return manifest, buckets()
+    return manifest, buckets(manifest.version)

@@ -29,7 +29,7 @@ class TrainJob:
     output: str
     """The checkpoint folder to write; it appears whole or not at all."""
     storage: str
-    """Ray Train's own files: states that a failed run resumes from; removed at the end."""
+    """Ray Train's own files, with the state that ranks go on from; removed when they go."""
     seed: int
     """Of the packing plan."""
     token_budget: int | None
@@ -62,6 +62,8 @@ class TrainResult:
     loss_tokens: int
     seconds: float
     """Of the steps alone, without start-up and checkpoint (of the last start, if it resumed)."""
+    start_seconds: float
+    """Until the first of these steps."""
     total_seconds: float
     first_loss: float
     last_loss: float
@@ -84,6 +86,8 @@ class WorkerTask:
     deepspeed: dict[str, Any]
     dtype: Literal["float32", "bfloat16"]
     """Of the written checkpoint."""
+    state: str
+    """Says what a state is of: ranks go on from one with the same only."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,6 @@ class WorkerResult:
     resumed_at: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0
+    """Of the steps."""
+    since_steps: float = 0.0
+    """Seconds since the first of these steps began."""

@@ -7,6 +7,7 @@ by all of them, since a rank that left alone would leave the others waiting in a
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import tempfile
@@ -14,12 +15,13 @@ import time
 from typing import Any, NoReturn
 
 import numpy as np
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from rise_ray.cluster.heartbeat import Beat
+from rise_ray.cluster.dispatch import Beat
 from rise_ray.errors import SyncError
 from rise_ray.mdp import derive_seed
 from rise_ray.store.examples import read_part
@@ -33,18 +35,29 @@ from rise_ray.train.rows import RowBatch
 
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
+_STATE = "state"  # in a checkpoint's metadata
 NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 
 
-def train_worker(config: dict[str, Any]) -> WorkerResult:
-    """One rank of `rise_ray.train.fit.train`, as Ray Train calls it."""
-    task: WorkerTask = config["task"]
-    beat = Beat(config["heartbeat"])
-    beat()
-    job = task.job
-    if not job.config.num_gpus:
+def serve(config: dict[str, Any]) -> None:
+    """One rank, as Ray Train calls it: what its `Dispatcher` gives it, until there is no more."""
+    dispatcher, number = config["dispatcher"], 0
+    if not config["gpu"]:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before the first import of deepspeed
     quiet_libraries()
+    beat = Beat(dispatcher)
+    while (given := ray.get(dispatcher.next.remote(number))) is not None:
+        number, (task,) = given
+        beat()
+        result = train_rank(ray.get(task), beat)
+        if dist.get_rank() == 0:
+            ray.get(dispatcher.done.remote(result))
+        gc.collect()  # engine and model are in a circle
+
+
+def train_rank(task: WorkerTask, beat: Beat) -> WorkerResult:
+    """One rank's part of `rise_ray.train.fit.train`."""
+    job = task.job
     torch.manual_seed(job.seed)
     engine, keep_alive = start_engine(job, task.deepspeed, task.plan)
     run = _Run(task, engine, beat)
@@ -55,8 +68,11 @@ def train_worker(config: dict[str, Any]) -> WorkerResult:
     except (_NoUseToRepeatError, SyncError) as error:
         # The same on every repeat: a result, or Ray Train would try again.
         return WorkerResult(error=str(error))
-    del keep_alive
-    return WorkerResult(None, run.losses, run.resumed_at, run.skipped, run.seconds)
+    finally:
+        engine.destroy()
+        del keep_alive
+    since = time.monotonic() - run.started
+    return WorkerResult(None, run.losses, run.resumed_at, run.skipped, run.seconds, since)
 
 
 def tensors(batch: RowBatch, joined: bool, device: Any) -> list[torch.Tensor]:
@@ -83,6 +99,8 @@ class _Run:
         self.step = 0
         self.resumed_at = 0
         self.seconds = 0.0
+        self.started = time.monotonic()
+        """When the first step that is taken here began."""
         self.losses: list[float] = []
         self.skipped = 0
         self._skipped_in_a_row = 0
@@ -96,9 +114,9 @@ class _Run:
         self._logged_at, self._logged_step = time.monotonic(), 0
 
     def resume(self) -> None:
-        """Go on from the last state that a failed start of this run left, if there is one."""
+        """Go on from the last state that a failed start of this training left, if there is one."""
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        if checkpoint is None or checkpoint.get_metadata().get(_STATE) != self.task.state:
             return
         with checkpoint.as_directory() as path:
             state = load_state(self.engine, path)
@@ -115,13 +133,13 @@ class _Run:
         stream = stream_rows(
             examples, task.manifest, task.plan, share, task.rows_per_pass, deadline_s
         )
-        start = self._logged_at = time.monotonic()
+        self.started = self._logged_at = time.monotonic()
         while self.step < task.plan.steps:
             self._take_step([next(stream) for _ in range(passes)])
             self._beat()
             if self.step % SYNC_STEPS == 0 or self.step == task.plan.steps:
                 self._sync()
-        self.seconds = time.monotonic() - start
+        self.seconds = time.monotonic() - self.started
 
     def _take_step(self, passes: list[RowBatch]) -> None:
         # Dropout of a step is the same whether the run went on from a state or came here at once.
@@ -226,9 +244,9 @@ class _Run:
                 "skipped_in_a_row": self._skipped_in_a_row,
             }
             self.engine.save_checkpoint(path, tag=TAG, client_state=state)
-            ray.train.report(
-                {"step": self.step}, checkpoint=ray.train.Checkpoint.from_directory(path)
-            )
+            checkpoint = ray.train.Checkpoint.from_directory(path)
+            checkpoint.set_metadata({_STATE: self.task.state})
+            ray.train.report({"step": self.step}, checkpoint=checkpoint)
         self._saved_at = time.monotonic()
 
     def _stop(self, step: int, what: str) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import Any
 from rise_ray.mdp import Place
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore, read_part
-from tests.system.miniature import JOB, SETTINGS
+from tests.system.miniature import JOB, REPOSITORY, SETTINGS
 
 COMMAND = [str(Path(sys.executable).with_name("rise-ray")), "run", str(JOB), *SETTINGS]
 
@@ -24,8 +24,13 @@ Reached = Callable[[int], bool]
 
 
 def environment() -> dict[str, str]:
-    """This process's, without a cluster of ours: the run starts its own."""
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    """This process's, without a cluster of ours: the run starts its own.
+
+    The command and the processes of its Ray can import modules of the tests, as a user's.
+    """
+    ours = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    paths = [str(REPOSITORY), ours.get("PYTHONPATH", "")]
+    return ours | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -14,8 +13,16 @@ from rise_ray.run.journal import Run
 from rise_ray.run.lineage import open_run, trace, training_rows
 from rise_ray.run.tracks import stages_of
 from tests.chaos.audit import audit, planned_episodes
-from tests.system.driver import COMMAND, journal, parts_of, started, stored_ids, wait_for
-from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+from tests.system.driver import (
+    COMMAND,
+    environment,
+    journal,
+    parts_of,
+    started,
+    stored_ids,
+    wait_for,
+)
+from tests.system.miniature import JOB, SETTINGS
 from tests.system.processes import descendants, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,12 +40,7 @@ ASK, AGAIN = (Place("iteration", 1, phase) for phase in ("ask", "ask_again"))
 PLACES = [ASK, AGAIN, Place("chats", 1, "collect")]
 
 
-def test_it_is_killed_and_resumed_and_every_row_leads_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The command and the processes of its Ray import the user's module.
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+def test_it_is_killed_and_resumed_and_every_row_leads_back(tmp_path: Path) -> None:
     command, log = [*COMMAND, *RECIPE, f"storage={tmp_path}"], tmp_path / "run.log"
     folder = tmp_path / "miniature"
     with started(command, log) as driver:
@@ -48,7 +50,8 @@ def test_it_is_killed_and_resumed_and_every_row_leads_back(
     assert list(before) == ["base/eval", "iteration-1/ask"]
     stored = len(stored_ids(folder, AGAIN))
     assert 0 < stored < PROBLEMS
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    resumed = [*command, "--resume"]
+    subprocess.run(resumed, check=True, capture_output=True, env=environment())
 
     config = load_config(JOB, [*SETTINGS, *RECIPE, f"storage={tmp_path}"])
     run = Run(config, resume=False)

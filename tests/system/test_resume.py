@@ -31,6 +31,7 @@ from tests.system.driver import (
 from tests.system.miniature import BASE_EVAL, JOB, PROBLEMS, SETTINGS, responses
 from tests.system.miniature import COLLECT as COLLECTED
 from tests.system.processes import descendants, named, wait_gone
+from tests.system.slow_recipe import SLOW_RECIPE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -45,6 +46,7 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
         *COMMAND,
         f"storage={tmp_path}",
         *RISE_ALONE,
+        SLOW_RECIPE,
         # What is sampled does not depend on these. One episode at a time, so that rolling lasts;
         "rollout.workers.episodes_in_flight=1",
         # workers that stay and take new weights in small buckets, so that syncing lasts.

@@ -24,6 +24,7 @@ from tests.system.driver import (
 )
 from tests.system.miniature import COLLECT, PROBLEMS
 from tests.system.processes import descendants, named, wait_freed, wait_gone
+from tests.system.slow_recipe import SLOW_RECIPE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -53,7 +54,8 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
 ) -> None:
     """The same run, stopped in whatever it does, and each time taken up where it was."""
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
-    command = [*COMMAND, f"storage={tmp_path}", "evaluation.problems=2", "wandb={mode: offline}"]
+    small = ["evaluation.problems=2", "wandb={mode: offline}"]
+    command = [*COMMAND, f"storage={tmp_path}", SLOW_RECIPE, *small]
     resume = [*command, "rollout.workers.episodes_in_flight=1", "--resume"]
     memory = shared_memory_files()
 
@@ -76,9 +78,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
     assert wait_freed(memory) == []
 
     stopped_when(lambda pid: bool(named("ray::write_relabeled", pid)), signal.SIGTERM)
-    # So few trajectories may be relabeled before the stop is heard: then nothing of it is missing.
-    whole = (folder / "examples" / "iteration-1" / "manifest.json").exists()
-    assert whole or "iteration-1/relabel" not in journal(folder)
+    assert "iteration-1/relabel" not in journal(folder)
 
     stopped_when(waits_for_resources, signal.SIGTERM, *SPOT_NODES)
 

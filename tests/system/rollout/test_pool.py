@@ -144,23 +144,29 @@ def test_weights_that_are_not_what_they_should_be_stop_the_sync_by_name(
     other_model: WeightVersion,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    dropping = ray.remote(num_cpus=0)(DroppingServer)
+    monkeypatch.setattr("rise_ray.rollout.pool.start_weight_server", dropping.remote)
     pool = make_pool("wrong")
     pool.wait_ready()
     wrong = WeightVersion(2, other_model.checkpoint, parity=tiny_model.parity)
     with pytest.raises(SyncError, match=r"wrong-0.*version 2.*nats"):
         pool.sync(wrong)
-    dropping = ray.remote(num_cpus=0)(DroppingServer)
-    monkeypatch.setattr("rise_ray.rollout.pool.start_weight_server", dropping.remote)
     with pytest.raises(SyncError, match=r"wrong-0.*version 2.*never arrived"):
         pool.sync(other_model)
 
 
 class DroppingServer(WeightServer):
-    """Keeps the last bucket to itself."""
+    """Keeps the last bucket of what it serves second to itself."""
+
+    serves = 0
+
+    def serve(self, checkpoint: str, version: int, bucket_bytes: int) -> None:
+        self.serves += 1
+        super().serve(checkpoint, version, bucket_bytes)
 
     def manifest(self) -> tuple[Manifest, int]:
         manifest, buckets = super().manifest()
-        return manifest, buckets - 1
+        return manifest, buckets - (self.serves == 2)
 
 
 @pytest.mark.slow

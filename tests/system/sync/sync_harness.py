@@ -88,7 +88,9 @@ def push_host(backend: str) -> Any:
 
 def serve(model: str, version: int) -> Any:
     """A server of a model's weights."""
-    return start_weight_server(model, version, BUCKET_BYTES)
+    server = start_weight_server()
+    ray.get(server.serve.remote(model, version, BUCKET_BYTES))
+    return server
 
 
 @ray.remote(num_cpus=0.1, runtime_env={"env_vars": ENGINE_ENV})

@@ -119,7 +119,7 @@ def test_engines_side_by_side_share_each_bucket_and_a_late_one_gets_them_all(
     """A bucket is read once for engines in step, and again for one that comes later."""
 
     def requested(index: int) -> ray.ObjectRef:
-        return ray.get(server.bucket.remote(index))[0]
+        return ray.get(server.bucket.remote(1, index))[0]
 
     server = serve(models["a"], 1)
     manifest, count = ray.get(server.manifest.remote())

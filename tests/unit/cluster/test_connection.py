@@ -33,9 +33,11 @@ def test_rollouts_and_training_take_turns_where_workers_are_released() -> None:
     assert bigger == {"CPU": 8.0 + VERIFIER}
 
 
-def test_both_are_needed_at_once_where_workers_stay() -> None:
-    together = required_resources(_config("rollout.release_during_training=false"), None)
-    assert together == {"CPU": 3.0 + 2.0 + VERIFIER}
+@pytest.mark.parametrize(
+    "stay", ["rollout.release_during_training=false", "train.release_during_rollouts=false"]
+)
+def test_both_are_needed_at_once_where_either_stays(stay: str) -> None:
+    assert required_resources(_config(stay), None) == {"CPU": 3.0 + 2.0 + VERIFIER}
 
 
 def test_a_task_of_the_run_has_a_whole_cpu_beside_workers_that_stay() -> None:

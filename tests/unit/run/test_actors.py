@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from rise_ray.config.loading import parse_config
 from rise_ray.run.actors import Actors
@@ -58,6 +59,21 @@ def test_a_task_gets_what_the_workers_took_beyond_their_least(
 ) -> None:
     actors.make_room()
     assert calls == ["shrink rollout", "shrink teacher"]
+
+
+@pytest.mark.parametrize(("free", "released"), [(0.5, ["release ranks"]), (1.0, [])])
+def test_ranks_that_stay_go_where_a_task_would_have_no_cpu(
+    actors: Actors,
+    calls: list[str],
+    free: float,
+    released: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks: Any = _Pool("ranks", calls)
+    actors.__dict__["ranks"] = ranks
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    actors.make_room()
+    assert calls[2:] == released
 
 
 def test_a_stage_is_told_how_far_its_engines_were_from_the_trainer(actors: Actors) -> None:

@@ -1,7 +1,4 @@
-"""What the driver decides before the ranks start: a run's name, its plan, and what it refuses.
-
-Ray Train resumes a run by its name: what changes the meaning of a state changes the name.
-"""
+"""What the driver decides before the ranks start: what a state is of, the plan, what it refuses."""
 
 from __future__ import annotations
 
@@ -18,26 +15,27 @@ from rise_ray.mdp import Example, Place, Provenance, Span
 from rise_ray.store.examples import ExampleManifest, write_example_parts
 from rise_ray.store.files import Folder
 from rise_ray.train import fit
-from rise_ray.train.fit import _plan, _run_name, _sees_all
+from rise_ray.train.fit import _digest, _plan, _sees_all
 
 
-def _task(seed: int = 3, **settings: Any) -> Any:
+def _state(name: str = "iteration=1", seed: int = 3, **settings: Any) -> str:
     config = TrainConfig(workers=1, **settings)
-    job = SimpleNamespace(name="iteration=1", base="m", seed=seed, token_budget=None, config=config)
-    return SimpleNamespace(job=job, manifest=ExampleManifest(parts=(), mean_weight=1.0))
+    job: Any = SimpleNamespace(name=name, base="m", seed=seed, token_budget=None, config=config)
+    return _digest(job, ExampleManifest(parts=(), mean_weight=1.0))
 
 
-def test_a_run_of_another_state_version_seed_or_learning_rate_has_another_name(
+def test_a_training_of_another_name_state_version_seed_or_learning_rate_has_another_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = _run_name(_task())
-    assert name == _run_name(_task())
-    assert name == _run_name(_task(max_failures=7))  # how it is done, not what
-    assert name == _run_name(_task(max_skipped_steps=7))  # a run that they ended goes on
-    assert name != _run_name(_task(seed=4))
-    assert name != _run_name(_task(lr=0.5))
+    state = _state()
+    assert state == _state()
+    assert state == _state(max_failures=7)  # how it is done, not what
+    assert state == _state(max_skipped_steps=7)  # a training that they ended goes on
+    assert state != _state(name="iteration=2")
+    assert state != _state(seed=4)
+    assert state != _state(lr=0.5)
     monkeypatch.setattr(fit, "STATE_VERSION", "another")
-    assert name != _run_name(_task())
+    assert state != _state()
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,9 @@ def start(tmp_path: Path) -> Callable[..., _Run]:
 
     def run(engine: Engine, log: Callable[[dict[str, Any]], None] | None = None) -> _Run:
         job = SimpleNamespace(config=config, examples=folder.uri, seed=3, log=log)
-        task: Any = SimpleNamespace(job=job, manifest=manifest, plan=plan, rows_per_pass=1)
+        task: Any = SimpleNamespace(
+            job=job, manifest=manifest, plan=plan, rows_per_pass=1, state="this"
+        )
         return _Run(task, engine, beat=lambda: None)
 
     return run
@@ -199,12 +201,24 @@ def test_a_restart_remembers_how_many_were_skipped_in_a_row(
     before = Engine(skips={SYNC_STEPS - 2, SYNC_STEPS - 1})
     start(before).steps()
     checkpoint = loop.ray.train.Checkpoint.from_directory(str(tmp_path))
+    checkpoint.set_metadata({"state": "this"})
     monkeypatch.setattr(loop.ray.train, "get_checkpoint", lambda: checkpoint)
     monkeypatch.setattr(loop, "load_state", lambda *_: before.saved[0])
     run = start(Engine(skips={0, 1}))  # its first two steps, after the two of the state
     run.resume()
     with pytest.raises(_NoUseToRepeatError, match=rf"step {SYNC_STEPS + 1} of {STEPS}: the grad"):
         run.steps()
+
+
+def test_another_trainings_state_is_left_alone(
+    start: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint = loop.ray.train.Checkpoint.from_directory(str(tmp_path))
+    checkpoint.set_metadata({"state": "another"})
+    monkeypatch.setattr(loop.ray.train, "get_checkpoint", lambda: checkpoint)
+    run = start(Engine())
+    run.resume()
+    assert (run.step, run.resumed_at) == (0, 0)
 
 
 def test_loss_tokens_that_do_not_arrive_end_the_run_with_the_step(
@@ -224,14 +238,12 @@ def test_weights_that_give_no_finite_log_probability_end_the_training_without_a_
         raise SyncError("a log-probability is not a finite number")
 
     done = SimpleNamespace(resume=lambda: None, steps=lambda: None, seconds=1.0)
-    engine = SimpleNamespace(module=SimpleNamespace(model=None))
-    monkeypatch.setattr(loop, "Beat", lambda _: lambda: None)
+    engine = SimpleNamespace(module=SimpleNamespace(model=None), destroy=lambda: None)
     monkeypatch.setattr(loop, "start_engine", lambda *_: (engine, None))
     monkeypatch.setattr(loop, "_Run", lambda *_: done)
     monkeypatch.setattr(loop, "export_checkpoint", export)
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     job = SimpleNamespace(config=TrainConfig(), seed=0)
-    task = SimpleNamespace(job=job, deepspeed={}, plan=None)
+    task: Any = SimpleNamespace(job=job, deepspeed={}, plan=None)
     # An exception would have Ray Train do it all again, `max_failures` times.
-    result = loop.train_worker({"task": task, "heartbeat": None})
+    result = loop.train_rank(task, lambda: None)
     assert result.error == "a log-probability is not a finite number"

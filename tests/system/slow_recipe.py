@@ -1,0 +1,33 @@
+"""RISE whose relabeling lasts long enough to be seen, and struck, on a busy machine."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from rise_ray.mdp import Trajectory
+from rise_ray.recipes.rise import Rise
+from rise_ray.relabel.rule import Row, RuleContext
+from rise_ray.relabel.rules.revision import Revision
+
+TRAJECTORY_S = 0.15
+SLOW_RECIPE = "recipe.name=tests.system.slow_recipe:SlowRise"
+
+
+class SlowRevision(Revision):
+    """`Revision`, later."""
+
+    def rows(
+        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
+    ) -> Iterator[Row]:
+        """See `rise_ray.relabel.rule.Rule`."""
+        time.sleep(TRAJECTORY_S)
+        yield from super().rows(trajectory, context, dropped)
+
+
+class SlowRise(Rise):
+    """`Rise` with this rule."""
+
+    name: str
+    rule: SlowRevision
