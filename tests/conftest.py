@@ -25,7 +25,7 @@ SHARING = {
     "tests/system/sync": "engines",
     "tests/system/test_whole_run.py": "a run",
     "tests/system/test_gsm8k_run.py": "a run over text",
-    "tests/system/test_secrets.py": None,
+    "tests/system/test_submitted_run.py": None,
     "tests/system/train/test_job.py": None,
     "tests/system/train/test_state.py": None,
 }
