@@ -16,6 +16,7 @@ from rise_ray.mdp import Place
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore, read_part
 from tests.system.miniature import JOB, REPOSITORY, SETTINGS
+from tests.system.processes import LOOK_S
 
 COMMAND = [str(Path(sys.executable).with_name("rise-ray")), "run", str(JOB), *SETTINGS]
 
@@ -56,7 +57,7 @@ def wait_for(driver: subprocess.Popen[bytes], log: Path, reached: Reached) -> No
     while not reached(driver.pid):
         assert driver.poll() is None, f"the run ended by itself: {log.read_text()}"
         assert time.monotonic() < deadline, f"the run did not get there: {log.read_text()}"
-        time.sleep(0.01)
+        time.sleep(LOOK_S)
 
 
 def journal(folder: Path) -> dict[str, Any]:

@@ -14,20 +14,22 @@ import psutil
 
 from tests.chaos.processes import shared_memory_files, unused
 
+LOOK_S = 0.05
+"""Between two looks at all processes, which takes some 10 ms of CPU."""
+LISTENING_S = 3.0
+"""Between two looks at all their sockets, which takes some 100 ms."""
+
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
     """The living children of a process (default: this one), and theirs."""
-    try:
-        found = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return [process for process in found if _runs(process)]
+    return [process for process in _children(pid) if _runs(process)]
 
 
 def named(title: str, pid: int | None = None) -> list[psutil.Process]:
     """Those of `descendants` whose command line holds `title`, oldest first."""
     return sorted(
-        (process for process in descendants(pid) if title in _command(process)),
+        # Of a zombie it is empty. Nothing else is asked of all: tests look often.
+        (process for process in _children(pid) if title in _command(process)),
         key=lambda process: process.create_time(),
     )
 
@@ -81,7 +83,7 @@ def listening(pid: int) -> Iterator[set[tuple[str, str]]]:
     found: set[tuple[str, str]] = set()
 
     def look(over: threading.Event) -> None:
-        while not over.wait(0.5):
+        while not over.wait(LISTENING_S):
             for one in [*_itself(pid), *descendants(pid)]:
                 with suppress(psutil.Error):  # it has ended
                     sockets = one.net_connections("inet")
@@ -106,7 +108,7 @@ def losing(
     lost: list[psutil.Process] = []
 
     def lose(over: threading.Event) -> None:
-        while len(lost) < losses and not over.wait(0.01):
+        while len(lost) < losses and not over.wait(LOOK_S):
             busy = named(title)
             for process in [one for one in busy if one not in (*others, *lost)]:
                 if len(lost) < losses:
@@ -119,6 +121,13 @@ def losing(
     assert len(lost) == losses, f"only {len(lost)} actors were seen as {title}"
     left = wait_gone(lost)
     assert not left, f"a lost actor still runs: {left}"
+
+
+def _children(pid: int | None) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _itself(pid: int) -> list[psutil.Process]:

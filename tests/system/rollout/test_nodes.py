@@ -25,7 +25,7 @@ from rise_ray.mdp import StopReason
 from rise_ray.rollout.pool import RolloutPool
 from tests.chaos.processes import kill
 from tests.system.conftest import MakePool
-from tests.system.processes import beside, descendants, named, wait_gone
+from tests.system.processes import LOOK_S, beside, descendants, named, wait_gone
 from tests.system.rollout.conftest import make_specs
 from tests.system.rollout.test_pool import LONG, ids, sampled
 
@@ -97,7 +97,7 @@ def roll_through(pool: RolloutPool, node: SpotNode, event: str) -> None:
     specs = make_specs(24, **LONG)
 
     def strike(over: threading.Event) -> None:
-        while not over.wait(0.02):
+        while not over.wait(LOOK_S):
             if node.generates():
                 getattr(node, event)()
                 return

@@ -18,6 +18,7 @@ from rise_ray.rollout.worker import RolloutWorker
 from tests.chaos.processes import shared_memory_files
 from tests.system.conftest import MakePool
 from tests.system.processes import (
+    LOOK_S,
     beside,
     descendants,
     named,
@@ -142,7 +143,7 @@ def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     specs = make_specs(24, **LONG)
 
     def kill(over: threading.Event) -> None:
-        while not over.wait(0.02):
+        while not over.wait(LOOK_S):
             if named("ray::RolloutWorker.exchange", worker.ppid()):
                 send(engine[-1], signal.SIGKILL)
                 return
