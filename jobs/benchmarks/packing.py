@@ -1,6 +1,6 @@
 """Packed rows against right-padded batches: positions that a model computes for the same examples.
 
-    python jobs/benchmarks/packing.py [--quick]
+    python jobs/benchmarks/run.py packing [--quick]
 
 No model runs: padding costs what its positions cost. Baselines: batches of 8 examples in a random
 order (Hugging Face's default), padded to the longest of the batch, and to the longest that is

@@ -1,6 +1,6 @@
 """Training with shared prefixes computed once, against separate packed rows.
 
-    python jobs/benchmarks/tree_rows.py [--quick]
+    python jobs/benchmarks/run.py tree_rows [--quick]
 
 Useful tokens a second. Both sides train the same examples in steps of as many of them, on one rank,
 with DeepSpeed's ZeRO-3, from batches in memory; they take turns, and the ratio is of medians.

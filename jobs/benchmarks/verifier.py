@@ -1,6 +1,6 @@
 """The verifier, with its child processes and deadlines, against `math_verify` in this process.
 
-    python jobs/benchmarks/verifier.py [--quick]
+    python jobs/benchmarks/run.py verifier [--quick]
 
 Answers a second, both sides on one core, in turns; the ratio is of medians. The baseline is the
 library as it is used without a verifier: no deadline, no limit of memory, and an exception inside

@@ -2,7 +2,7 @@
 
 The run is on S3 and tracked by W&B offline. It is stopped, submitted again, and once more after
 objects were lost. Secrets are planted in the head's environment, and looked for in everything that
-was written and printed; where its processes listen is watched.
+was written and printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,21 +33,23 @@ from rise_ray.store.trajectories import TrajectoryStore
 from tests.chaos.leftovers import left_in_cluster
 from tests.chaos.nodes import free_ports
 from tests.object_store import BUCKET, s3_server
-from tests.system.miniature import BASE_EVAL, COLLECT, JOB, PROBLEMS, REPOSITORY, SETTINGS
+from tests.system.miniature import BASE_EVAL, COLLECT, JOB, REPOSITORY, SETTINGS
 from tests.system.planted import SECRETS, holders_of_secrets
-from tests.system.processes import descendants, is_loopback, listening, wait_gone
+from tests.system.processes import descendants, wait_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BIN = Path(sys.executable).parent
 RESTARTS = 2  # of a head whose raylet gave up on its agent (`chaos.nodes.Nodes`)
 UPLOADS = 3  # Ray gives the working directory a time that a busy machine may miss
+PROBLEMS = 96
 TOKEN = secrets.token_hex(32)  # the head's own: nothing else on this machine can send it jobs
 STORAGE = f"s3://{BUCKET}/runs"
 RUN = [
     *("rise-ray", "run", str(JOB.relative_to(REPOSITORY)), *SETTINGS, f"storage={STORAGE}"),
     *("iterations=1", "controls=[]", "wandb={mode: offline, tags: [test]}"),
-    *("rollout.workers.episodes_in_flight=1", "--resume"),  # so that rolling lasts
+    # So that rolling lasts while `ray job stop` starts.
+    *(f"problems={PROBLEMS}", "rollout.workers.episodes_in_flight=1", "--resume"),
 ]
 SUBMIT = ["submit", "--working-dir", ".", "--", *RUN]
 
@@ -62,8 +64,6 @@ class Head:
     """Where drivers connect to."""
     folder: Path
     """Ray's own, with its logs, and W&B's."""
-    listening: set[tuple[str, str]] = field(default_factory=set)
-    """(process, IP address) of all below it."""
 
     def environment(self) -> dict[str, str]:
         """The cluster's: its `rise-ray` is found by name, as where rise-ray is installed."""
@@ -123,8 +123,7 @@ def head() -> Iterator[Head]:
                     break
                 process = head.start(*command)
             assert answers(f"{jobs}/api/jobs/", process), "the head did not start"
-            with listening(process.pid) as head.listening:
-                yield head
+            yield head
         finally:
             started = descendants(process.pid)
             process.terminate()
@@ -168,7 +167,7 @@ def finished(head: Head) -> Finished:
     store = TrajectoryStore(folder / "trajectories")
     head.job(SUBMIT[0], "--no-wait", "--submission-id", "first", *SUBMIT[1:])
     deadline = time.monotonic() + 600
-    while len(store.parts(COLLECT)) < 2:
+    while not store.parts(COLLECT):
         assert time.monotonic() < deadline, head.job("logs", "first")
         time.sleep(0.05)
     head.job("stop", "first")
@@ -194,13 +193,6 @@ def test_it_leaves_no_secret_in_its_folder_its_logs_or_its_output(
 ) -> None:
     s3fs.S3FileSystem().get(f"{BUCKET}/runs/miniature", str(tmp_path / "run"), recursive=True)
     assert holders_of_secrets(tmp_path / "run", head.folder, output=finished.output) == []
-
-
-def test_every_service_listens_on_the_loopback_interface_only(
-    finished: Finished, head: Head
-) -> None:
-    assert {"gcs_server", "raylet"} <= {name for name, _ in head.listening}
-    assert {(name, ip) for name, ip in head.listening if not is_loopback(ip)} == set()
 
 
 def test_wandbs_offline_runs_hold_the_config_and_every_measurement(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,39 +76,33 @@ def test_tied_embeddings_reach_the_packed_head(
         assert ray.get(tied_engine.parity.remote(reference, version)).max < 1e-4
 
 
-@pytest.fixture(scope="module")
-def damaged(models: dict[str, str]) -> Iterator[Any]:
-    """An engine that is only ever damaged: nothing brings one back, but each damage is told."""
-    host = EngineHost.remote(models["a"])
-    yield host
-    ray.kill(host)
-
-
-@pytest.mark.parametrize(
-    ("damage", "error"), [("corrupted", "wrong checksum"), ("dropped", "never arrived")]
-)
-def test_a_damaged_transfer_is_refused_by_name_and_the_engine_stops_answering(
-    models: dict[str, str], damaged: Any, damage: str, error: str
+def test_what_does_not_arrive_whole_is_refused_by_name_and_the_engine_stops_answering(
+    models: dict[str, str], tmp_path: Path
 ) -> None:
+    """By an engine of its own: nothing brings one back, but each damage is told."""
+    engine = EngineHost.remote(models["a"])
     bucket = plan_buckets(Checkpoint(Path(models["b"])).tensors, BUCKET_BYTES)[1]
-    message = ray.get(damaged.sync_damaged.remote(serve(models["b"], 3), damage))
-    assert error in message
-    assert "version 3" in message
-    assert f"`{bucket[0].name}`" in message
-    with pytest.raises(RayTaskError, match="weights are mixed"):
-        ray.get(damaged.logprobs.remote(SEQUENCES))
-
-
-def test_a_checkpoint_that_lacks_a_part_of_a_fused_layer_is_refused_by_name(
-    models: dict[str, str], damaged: Any, tmp_path: Path
-) -> None:
-    """Without the check, vLLM would compute with an uninitialised key projection."""
-    tensors = load_file(Path(models["b"]) / "model.safetensors")
-    del tensors["model.layers.1.self_attn.k_proj.weight"]
-    save_file(tensors, tmp_path / "model.safetensors")
-    shutil.copyfile(Path(models["b"]) / "config.json", tmp_path / "config.json")
-    message = ray.get(damaged.sync_damaged.remote(serve(str(tmp_path), 3), "none"))
+    for damage, error in (("corrupted", "wrong checksum"), ("dropped", "never arrived")):
+        message = ray.get(engine.sync_damaged.remote(serve(models["b"], 3), damage))
+        assert error in message
+        assert "version 3" in message
+        assert f"`{bucket[0].name}`" in message
+    # Without the check, vLLM would compute with an uninitialised key projection.
+    lacking = without(models["b"], "model.layers.1.self_attn.k_proj.weight", tmp_path)
+    message = ray.get(engine.sync_damaged.remote(serve(lacking, 3), "none"))
     assert "lacks parameters of the model: `model.layers.1.self_attn.qkv_proj" in message
+    with pytest.raises(RayTaskError, match=r"weights are mixed: .*wrong checksum"):  # the first
+        ray.get(engine.logprobs.remote(SEQUENCES))
+    ray.kill(engine)
+
+
+def without(model: str, tensor: str, folder: Path) -> str:
+    """A copy of a checkpoint that lacks a tensor."""
+    tensors = load_file(Path(model) / "model.safetensors")
+    del tensors[tensor]
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copyfile(Path(model) / "config.json", folder / "config.json")
+    return str(folder)
 
 
 def test_engines_side_by_side_share_each_bucket_and_a_late_one_gets_them_all(
