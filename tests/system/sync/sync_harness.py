@@ -117,11 +117,11 @@ class EngineHost:
     def sync(self, server: Any) -> SyncReport:
         return sync_engine(self._engine, server, DEADLINE_S)
 
-    def sync_damaged(self, server: Any, damage: str) -> str:
-        """Sync with one bucket `corrupted` or `dropped`, or `none`; the error's text."""
+    def sync_corrupted(self, server: Any) -> str:
+        """Sync with a flipped bit in one bucket; the error's text."""
         manifest, buckets = pull(server, DEADLINE_S)
         try:
-            update_engine(self._engine, manifest, _damaged(buckets, damage))
+            update_engine(self._engine, manifest, _corrupted(buckets))
         except SyncError as error:
             return str(error)
         return "no error"
@@ -159,11 +159,9 @@ class EngineHost:
         return "no error"
 
 
-def _damaged(buckets: Iterator[Bucket], damage: str) -> Iterator[Bucket]:
+def _corrupted(buckets: Iterator[Bucket]) -> Iterator[Bucket]:
     for bucket in buckets:
-        if bucket.index == 1 and damage == "dropped":
-            continue
-        if bucket.index == 1 and damage == "corrupted":
+        if bucket.index == 1:
             payload = bucket.payload.copy()
             payload[3] ^= 1
             yield dataclasses.replace(bucket, payload=payload)

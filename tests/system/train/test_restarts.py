@@ -74,7 +74,6 @@ def striking(folder: Path, number: signal.Signals) -> Callable[[dict[str, object
 @pytest.mark.parametrize(
     ("title", "number", "progress_deadline_s"),
     [
-        ("ray::execute._file_system", signal.SIGKILL, 3600.0),  # the first: it loads torch
         ("ray::execute._setup_torch_process_group", signal.SIGKILL, 3600.0),
         # Nobody but its silence tells of it; a start on a busy machine is silent, too.
         ("ray::execute._setup_torch_process_group", signal.SIGSTOP, 90.0),
