@@ -133,23 +133,24 @@ def roll_phase(
         RolloutError: too many checks failed, or trajectories are missing in the end.
         StoreError: a part that is there is damaged, or no part can be written.
     """
-    stored = store.stop_reasons(place)
-    errors = sum(reason is StopReason.ERROR for reason in stored.values())
+    total, tally, stored = Tally(), Tally(), set()
+    for trajectory in store.read(place):  # of a call that was interrupted
+        total.add(trajectory)
+        stored.add(trajectory.id)
     missing = [spec for spec in specs if spec.id not in stored]
-    tally = Tally()
+    errors = total.stop_reasons[StopReason.ERROR.value]
     with Committer(store, place) as committer:
         for trajectory in roll(missing, len(specs), errors) if missing else ():
             committer.add(trajectory)
+            total.add(trajectory)
             tally.add(trajectory)
-            progress(len(specs) - len(missing) + tally.trajectories, len(specs), tally)
+            progress(total.trajectories, len(specs), tally)
     sealed = store.seal(place)
-    total = Tally()
-    for trajectory in store.read(place, sealed):
-        total.add(trajectory)
-    if total.trajectories != len(specs):
+    held = len(store.ids(place))
+    if not held == total.trajectories == len(specs):
         raise RolloutError(
-            f"{store.folder_of(place).uri}: holds {total.trajectories} trajectories, "
-            f"{len(specs)} were rolled; delete the folder and resume"
+            f"{store.folder_of(place).uri}: holds {held} trajectories, {len(specs)} were rolled; "
+            "delete the folder and resume"
         )
     errors = total.outcomes[Outcome.ERROR.value]
     if errors > max_verdict_error_share * total.verdicts:

@@ -383,8 +383,9 @@ class RolloutPool:
 
 
 def _first_done(calls: dict[Any, Member]) -> list[Any]:
-    """Those that have returned; waits a second for the first."""
+    """All that have returned; waits a second for the first."""
     if not calls:
         time.sleep(1.0)
         return []
-    return list(ray.wait(list(calls), timeout=1.0)[0])
+    ray.wait(list(calls), timeout=1.0)
+    return list(ray.wait(list(calls), num_returns=len(calls), timeout=0)[0])

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from rise_ray.errors import StoreError
-from rise_ray.mdp import Attempt, Place, StopReason, Trajectory
+from rise_ray.mdp import Attempt, Place, Trajectory
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
@@ -155,17 +155,9 @@ class TrajectoryStore:
 
     def ids(self, place: Place) -> set[str]:
         """Ids of the stored trajectories of a phase."""
-        return set(self.stop_reasons(place))
-
-    def stop_reasons(self, place: Place) -> dict[str, StopReason]:
-        """How each of the stored episodes of a phase ended, by id."""
         folder = self.folder_of(place)
-        found: dict[str, StopReason] = {}
-        for name in self.parts(place):
-            part = read_part(folder, name, columns=["id", "stop_reason"])
-            reasons = map(StopReason, part["stop_reason"].to_pylist())
-            found.update(zip(part["id"].to_pylist(), reasons, strict=True))
-        return found
+        parts = (read_part(folder, name, columns=["id"]) for name in self.parts(place))
+        return {name for part in parts for name in part["id"].to_pylist()}
 
     def parts(self, place: Place, sealed: str | None = None) -> list[str]:
         """Names of the part files of a phase, sorted; `sealed` is its digest, if it is done.
