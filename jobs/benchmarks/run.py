@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def _records(name: str, quick: bool) -> list[dict[str, Any]]:
     """Those of one benchmark, shown as they come."""
     command = [sys.executable, str(HERE / f"{name}.py"), *(["--quick"] if quick else [])]
     found = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # of each process, on both sides
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_thread) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("{"):

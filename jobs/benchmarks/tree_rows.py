@@ -46,11 +46,13 @@ def _measure(name: str, quick: bool) -> dict[str, Any]:
         model = {**SMOL, "num_hidden_layers": 2}
     with tempfile.TemporaryDirectory() as path:
         _make_model(Path(path) / "model", model, heads, kv_heads)
-        examples = _examples(60 + 60 * ROUNDS * steps // 12, random.Random(0))
-        separate, trees = (_Side(Path(path), examples, rows) for rows in (SEPARATE, TREES))
+        examples = random_examples(60 + 60 * ROUNDS * steps // 12, random.Random(0))
+        separate, trees = (
+            Side(Path(path), f"{path}/model", examples, rows) for rows in (SEPARATE, TREES)
+        )
         for side in (separate, trees):
             side.take(1)  # what is made once, is made here
-        rates: dict[_Side, list[float]] = {separate: [], trees: []}
+        rates: dict[Side, list[float]] = {separate: [], trees: []}
         for _ in range(ROUNDS):
             for side, found in rates.items():
                 found.append(side.take(steps))
@@ -67,10 +69,10 @@ def _measure(name: str, quick: bool) -> dict[str, Any]:
     }
 
 
-class _Side:
+class Side:
     """A training on one rank, its batches in memory."""
 
-    def __init__(self, path: Path, examples: list[Any], rows: dict[str, Any]) -> None:
+    def __init__(self, path: Path, base: str, examples: list[Any], rows: dict[str, Any]) -> None:
         from rise_ray.config.settings import TrainConfig
         from rise_ray.store.examples import PartLengths, examples_to_table
         from rise_ray.train.deepspeed_config import batch_sizes, deepspeed_config
@@ -97,7 +99,7 @@ class _Side:
         job: Any = TrainJob(
             name="benchmark",
             config=config,
-            base=str(path / "model"),
+            base=base,
             examples="",
             output="",
             storage="",
@@ -153,7 +155,7 @@ def _join(path: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{path}/ranks", rank=0, world_size=1)
 
 
-def _examples(trajectories: int, rng: random.Random) -> list[Any]:
+def random_examples(trajectories: int, rng: random.Random) -> list[Any]:
     from rise_ray.mdp import Example, Place, Provenance, Span
 
     def draw(count: int) -> tuple[int, ...]:
