@@ -30,6 +30,7 @@ def test_a_training_of_another_name_state_version_seed_or_learning_rate_has_anot
     state = _state()
     assert state == _state()
     assert state == _state(max_failures=7)  # how it is done, not what
+    assert state == _state(rows_per_pass=4)
     assert state == _state(max_skipped_steps=7)  # a training that they ended goes on
     assert state != _state(name="iteration=2")
     assert state != _state(seed=4)
