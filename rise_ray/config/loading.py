@@ -29,15 +29,8 @@ _WORKERS = (
     *("vllm.gpu_memory_utilization", "vllm.max_num_seqs", "vllm.max_num_batched_tokens"),
 )
 _TRAIN = (
-    *(
-        "num_cpus",
-        "resources",
-        "release_during_rollouts",
-        "rows_per_pass",
-        "gradient_checkpointing",
-        "max_failures",
-    ),
-    *("max_skipped_steps", "checkpoint_every_s"),
+    *("num_cpus", "resources", "release_during_rollouts", "rows_per_pass"),
+    *("gradient_checkpointing", "max_failures", "max_skipped_steps", "checkpoint_every_s"),
     *("start_deadline_s", "step_deadline_s", "progress_deadline_s"),
 )
 _TEACHER = (

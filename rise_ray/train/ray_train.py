@@ -74,10 +74,12 @@ class Ranks:
         job, config = task.job, task.job.config
         if self._started_for is not None and _group(self._started_for) != _group(job):
             self.release()
+        if self._trainer is not None and ray.wait([self._trainer.running], timeout=0)[0]:
+            self._forget()  # lost while they had nothing to do: no failure of this training
         for restarts_left in reversed(range(1 + config.max_failures)):
-            trainer = self._trainer or self._start(job)
-            waits = functools.partial(_waits_for_resources, self._before)
             try:
+                trainer = self._trainer or self._start(job)
+                waits = functools.partial(_waits_for_resources, self._before)
                 with watched(
                     self._dispatcher, config.progress_deadline_s, waits, trainer.kill
                 ) as silent:
@@ -86,7 +88,8 @@ class Ranks:
                     self.release()
                 return result
             except KeyboardInterrupt:  # `rise_ray.cluster.stop`
-                trainer.abort()
+                if self._trainer is not None:
+                    self._trainer.abort()
                 self._forget()
                 raise
             except (ray.train.TrainingFailedError, RayActorError) as error:
@@ -110,8 +113,9 @@ class Ranks:
         ended, _ = ray.wait([self._trainer.running], timeout=_RELEASE_S)
         if not ended:
             self._trainer.abort()
-        Folder(self._started_for.storage).remove(_STATES)
+        storage = Folder(self._started_for.storage)
         self._forget()
+        storage.remove(_STATES)
 
     def _start(self, job: TrainJob) -> StoppableTrainer:
         self._before = set(_placement_groups())

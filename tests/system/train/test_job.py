@@ -199,7 +199,9 @@ def test_the_same_ranks_train_again_and_one_that_was_lost_meanwhile_is_replaced(
     assert named("ray::RayTrainWorker") == ranks
     os.kill(ranks[0].pid, signal.SIGKILL)
     after = trained(replace(job, name="iteration=3"))
-    for other in (again, after):
+    os.kill(named("ray::TrainController")[0].pid, signal.SIGKILL)
+    anew = trained(replace(job, name="iteration=4"))
+    for other in (again, after, anew):
         assert (other.steps, other.resumed_at) == (once.steps, 0)
         assert other.first_loss == pytest.approx(once.first_loss, rel=1e-5)
         assert other.last_loss == pytest.approx(once.last_loss, rel=1e-5)
