@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+QUIETLY := --quiet --no-deps --no-compile
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -27,11 +28,13 @@ $(STAMP): pyproject.toml requirements/cpu.lock requirements/dev.lock
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "the locks are for Python 3.11, and this is " + sys.version.split()[0] + ": make install PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --no-deps $(TORCH) 2>/dev/null \
+	$(PIP) install $(QUIETLY) $(TORCH) 2>/dev/null \
 	  || { echo "No CPU build of torch in pip's own sources: taking it from $(TORCH_CPU_INDEX)"; \
-	       $(PIP) install --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH); }
-	$(PIP) install --quiet --no-deps -r requirements/cpu.lock -r requirements/dev.lock
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	       $(PIP) install --no-deps --no-compile --index-url $(TORCH_CPU_INDEX) $(TORCH); }
+	$(PIP) install $(QUIETLY) -r requirements/cpu.lock -r requirements/dev.lock
+	@# By all cores, where pip takes one. What is no Python of this version, a template say, stays as it is.
+	@$(BIN)/python -m compileall -qq -j 0 $(CURDIR)/$(VENV)/lib || true
+	$(PIP) install $(QUIETLY) --no-build-isolation -e .
 	@touch $@
 
 quickstart: install ## train a tiny model to correct itself, end to end, on this CPU
@@ -55,7 +58,8 @@ test test-all: export OMP_NUM_THREADS := 1
 # Each process of pytest has a Ray of its own; see tests/README.md. System tests come first, since they
 # are long, and unit tests fill what is left.
 PROCESSES ?= 2
-PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES)
+# One that ends by itself is not replaced: pytest-xdist would wait for ever (pytest-dev/pytest-xdist#1378).
+PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES) --max-worker-restart 0
 
 test: install lint ## lint, then the unit and system tests that are not slow
 	$(PYTEST) tests/system tests/unit -m "not slow and not gpu"

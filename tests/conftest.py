@@ -2,14 +2,20 @@
 
 Hypothesis draws the same examples in every run. Where pytest has several processes (pytest-xdist),
 tests that share what is dear to start run in one of them, one after another; tests/README.md says
-which.
+which. A test that hangs ends its process with every thread's stack, and a process that ends leaves
+what its Ray said last.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import os
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -60,3 +66,43 @@ def pytest_runtest_makereport() -> Any:
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+_GRACE_S = 60
+"""For a test that is over its time to fail by itself."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
+    """End the process of a test that goes on after its time: then it says where each thread is.
+
+    What a signal raises inside `ray.get` Ray prints and forgets.
+    """
+    # Where errors went before pytest captured them.
+    errors = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(settings.timeout + _GRACE_S, exit=True, file=errors)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> Any:
+    """The test has ended."""
+    faulthandler.cancel_dump_traceback_later()
+    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """Of a process of pytest that ended: what the last of the Rays without a driver said.
+
+    Ray ends its driver's process without a word to it where it cannot reach its own.
+    """
+    sessions = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray").glob("session_*_*_*_*")
+    ended = [path for path in sessions if not psutil.pid_exists(int(path.name.split("_")[-1]))]
+    if not error or not ended:
+        return
+    logs = max(ended) / "logs"
+    for log in (*logs.glob("python-core-driver-*.log"), *logs.glob("[gr][ca]*.out")):
+        lines = log.read_text(errors="backslashreplace").splitlines()
+        said = [line for line in lines if not line.startswith(("\t", "[state-dump]"))]
+        print(f"\n{node.gateway.id}: the end of {log.name}", *said[-20:], sep="\n")

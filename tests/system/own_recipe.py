@@ -45,6 +45,7 @@ class Chains(RecipeConfig):
 
     samples: int = 4
     """Attempts of each chain."""
+    rule: LastAttempts = LastAttempts()
 
     def execute(self, track: Track) -> None:
         """One iteration after the other."""
@@ -52,5 +53,5 @@ class Chains(RecipeConfig):
         for at in track.iterations():
             asked = at.roll("ask", policy, Episodes(turns=self.samples))
             again = at.roll("ask_again", policy, Episodes(turns=2, window=1))
-            policy = at.train(at.rows(LastAttempts(), asked, again), track.start(policy, policy))
+            policy = at.train(at.rows(self.rule, asked, again), track.start(policy, policy))
             at.evaluate(policy)

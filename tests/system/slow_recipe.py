@@ -1,4 +1,4 @@
-"""RISE whose relabeling lasts long enough to be seen, and struck, on a busy machine."""
+"""Recipes whose relabeling lasts long enough to be seen, and struck, on a busy machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rise_ray.mdp import Trajectory
 from rise_ray.recipes.rise import Rise
 from rise_ray.relabel.rule import Row, RuleContext
 from rise_ray.relabel.rules.revision import Revision
+from tests.system.own_recipe import Chains, LastAttempts
 
 TRAJECTORY_S = 0.15
-SLOW_RECIPE = "recipe.name=tests.system.slow_recipe:SlowRise"
+SLOW_RISE, SLOW_CHAINS = (f"tests.system.slow_recipe:{name}" for name in ("SlowRise", "SlowChains"))
 
 
 class SlowRevision(Revision):
@@ -31,3 +32,20 @@ class SlowRise(Rise):
 
     name: str
     rule: SlowRevision
+
+
+class SlowLastAttempts(LastAttempts):
+    """`LastAttempts`, later."""
+
+    def rows(
+        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
+    ) -> Iterator[Row]:
+        """See `rise_ray.relabel.rule.Rule`."""
+        time.sleep(TRAJECTORY_S)
+        yield from super().rows(trajectory, context, dropped)
+
+
+class SlowChains(Chains):
+    """`Chains` with this rule."""
+
+    rule: SlowLastAttempts = SlowLastAttempts()

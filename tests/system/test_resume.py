@@ -1,4 +1,7 @@
-"""A run whose driver is killed goes on: nothing is lost, nothing is doubled or done again."""
+"""A run whose driver is killed goes on: nothing is lost, nothing is doubled or done again.
+
+It is a run of a recipe of the user's own, of two phases an iteration, beside a control of ours.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import psutil
 import pytest
 
 from rise_ray.config.loading import load_config
-from rise_ray.mdp import Place
+from rise_ray.mdp import Place, Trajectory
 from rise_ray.report.console import Console
 from rise_ray.run.journal import Run
+from rise_ray.run.lineage import open_run, trace, training_rows
 from rise_ray.run.stages import Stages
 from rise_ray.store.trajectories import TrajectoryStore
-from tests.chaos.audit import planned_episodes
+from tests.chaos.audit import audit, planned_episodes
 from tests.chaos.plan import stage_keys
 from tests.system.driver import (
     COMMAND,
@@ -24,75 +28,80 @@ from tests.system.driver import (
     journal,
     parts_of,
     started,
-    store_of,
     stored_ids,
     wait_for,
 )
-from tests.system.miniature import BASE_EVAL, JOB, PROBLEMS, SETTINGS, responses
-from tests.system.miniature import COLLECT as COLLECTED
+from tests.system.miniature import BASE_EVAL, JOB, SETTINGS, responses
 from tests.system.processes import descendants, named, wait_gone
-from tests.system.slow_recipe import SLOW_RECIPE
+from tests.system.slow_recipe import SLOW_CHAINS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# The control has the same phases again.
-RISE_ALONE = ["controls=[]"]
-COLLECT, RELABEL, TRAIN = (f"iteration-1/{phase}" for phase in ("collect", "relabel", "train"))
+PROBLEMS = 12
+RECIPE = [
+    f"recipe={{name: '{SLOW_CHAINS}', samples: 3}}",
+    "controls=[{name: rejection_sampling, track: chats, layout: chat, answers: 3, epochs: 1}]",
+    "iterations=1",
+    f"problems={PROBLEMS}",
+    "evaluation.problems=4",
+]
+LASTING = [
+    # What is sampled does not depend on these. One episode at a time, so that rolling lasts;
+    "rollout.workers.episodes_in_flight=1",
+    # workers that stay and take new weights in small buckets, so that syncing lasts.
+    "rollout.release_during_training=false",
+    "sync.bucket_bytes=4096",
+    "ray.num_cpus=6",
+]
+ASK, AGAIN = (Place("iteration", 1, phase) for phase in ("ask", "ask_again"))
+CHATS = Place("chats", 1, "collect")
+RELABEL, TRAIN, EVAL = (f"iteration-1/{phase}" for phase in ("relabel", "train", "eval"))
+ASKED = ["base/eval", str(ASK), str(AGAIN)]
 
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    command = [
-        *COMMAND,
-        f"storage={tmp_path}",
-        *RISE_ALONE,
-        SLOW_RECIPE,
-        # What is sampled does not depend on these. One episode at a time, so that rolling lasts;
-        "rollout.workers.episodes_in_flight=1",
-        # workers that stay and take new weights in small buckets, so that syncing lasts.
-        "rollout.release_during_training=false",
-        "sync.bucket_bytes=4096",
-        "ray.num_cpus=6",
-    ]
+    command = [*COMMAND, *RECIPE, *LASTING, f"storage={tmp_path}"]
     resume = [*command, "--resume"]
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
 
     # An evaluation is rolled as a collection is.
-    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, COLLECTED)))
+    orphans = kill_when(command, log, lambda pid: bool(parts_of(folder, AGAIN)))
     refused = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
     rolling = journal(folder)
-    assert set(rolling) == {"base/eval"}
-    stored = len(stored_ids(folder, COLLECTED))
+    assert list(rolling) == ASKED[:2]
+    stored = len(stored_ids(folder, AGAIN))
     assert 0 < stored < PROBLEMS
 
     orphans += kill_when(resume, log, lambda pid: bool(named("ray::write_relabeled", pid)))
     relabeling = journal(folder)
-    assert set(relabeling) == {"base/eval", COLLECT}
-    assert relabeling[COLLECT]["rolled"] == PROBLEMS - stored
+    assert list(relabeling) == ASKED
+    assert relabeling[str(AGAIN)]["rolled"] == PROBLEMS - stored
 
     orphans += kill_when(
         resume, log, lambda pid: bool(named("ray::RayTrainWorker", pid)) and trains(folder)
     )
     training = journal(folder)
-    assert set(training) == {"base/eval", COLLECT, RELABEL}
+    assert list(training) == [*ASKED, RELABEL]
 
+    # The control's collection is with the base's weights again.
     orphans += kill_when(resume, log, lambda pid: bool(named("ray::RolloutWorker.sync", pid)))
     syncing = journal(folder)
-    assert list(syncing)[-1] == "iteration-2/train"
+    assert list(syncing) == [*ASKED, RELABEL, TRAIN, EVAL]
 
     subprocess.run(resume, check=True, capture_output=True, env=environment())
-    finished = journal(folder)
-    config = load_config(JOB, [*SETTINGS, *RISE_ALONE])
-    assert list(finished) == stage_keys(config)
+    config = load_config(JOB, [*SETTINGS, *RECIPE, f"storage={tmp_path}"])
+    run = Run(config, resume=False)
+    assert list(run.stages) == stage_keys(config)
     for before in (rolling, relabeling, training, syncing):
-        assert {stage: finished[stage] for stage in before} == before
+        assert {stage: run.stages[stage] for stage in before} == before
     # What is planned is what an undisturbed run stores: see test_whole_run.
-    for planned in planned_episodes(config).values():
-        ids = stored_ids(folder, planned.place)
-        assert sorted(ids) == sorted(planned.ids)
-    same_samples(store_of(folder), undisturbed(tmp_path / "undisturbed").trajectories)
+    found = audit(run, planned_episodes(config))
+    assert (found.lost, found.unknown, found.doubled, found.doubled_examples) == (0, 0, 0, 0)
+    same_samples(run.trajectories, undisturbed(tmp_path / "undisturbed").trajectories)
+    every_row_leads_back(run)
     # Ray's own agents first try for a minute to tell the driver of the loss.
     left = wait_gone(orphans, within_s=180)
     assert not left, f"still running after their driver was killed: {left}"
@@ -106,22 +115,42 @@ def trains(folder: Path) -> bool:
 
 def undisturbed(folder: Path) -> Run:
     """A run as far as what it sampled was from the base's weights."""
-    run = Run(load_config(JOB, [*SETTINGS, f"storage={folder}"]), resume=False)
-    with Stages(run, Console()) as stages:
-        for spec in stages.stages[:2]:
+    config = load_config(JOB, [*SETTINGS, *RECIPE, f"storage={folder}"])
+    with Stages(Run(config, resume=False), Console()) as stages:
+        for spec in stages.stages[: len(ASKED)]:
             stages.do(spec)
-    return run
+        return stages.run
 
 
 def same_samples(one: TrajectoryStore, other: TrajectoryStore) -> None:
     """Of the same weights: floating point makes trained ones differ in their last digits."""
-    for place in (BASE_EVAL, COLLECTED):
+    for place in (BASE_EVAL, ASK, AGAIN):
         assert sampled(one, place) == sampled(other, place)
 
 
 def sampled(store: TrajectoryStore, place: Place) -> dict[str, Any]:
     rolled = store.read(place)
     return {t.id: [response.token_ids for response in responses(t)] for t in rolled}
+
+
+def every_row_leads_back(run: Run) -> None:
+    """To its phase, by the recipe's own rule or the control's."""
+    record = open_run(run.folder)
+    rolled = {t.id: t for place in (ASK, AGAIN, CHATS) for t in read(run, place)}
+    lines = [
+        trace(record, row, rolled[row.example.provenance.trajectory_id])
+        for row in training_rows(record)
+    ]
+    own = [line for line in lines if line["stage"] == "iteration-1"]
+    assert {line["rule"] for line in own} == {"last_attempts"}
+    assert {line["place"] for line in own} == {str(ASK), str(AGAIN)}
+    assert {line["weight"] for line in own} == {1.0, 1.5}  # two and three turns
+    chats = [line for line in lines if line["stage"] == "chats-1"]
+    assert {(line["rule"], line["weight"]) for line in chats} == {("rejection_sampling", 1.0)}
+
+
+def read(run: Run, place: Place) -> list[Trajectory]:
+    return list(run.trajectories.read(place, run.stages[str(place)]["parts_sha256"]))
 
 
 def kill_when(command: list[str], log: Path, reached: Reached) -> list[psutil.Process]:

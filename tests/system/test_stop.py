@@ -24,7 +24,7 @@ from tests.system.driver import (
 )
 from tests.system.miniature import COLLECT, PROBLEMS
 from tests.system.processes import descendants, named, wait_freed, wait_gone
-from tests.system.slow_recipe import SLOW_RECIPE
+from tests.system.slow_recipe import SLOW_RISE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -55,7 +55,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
     """The same run, stopped in whatever it does, and each time taken up where it was."""
     folder, log = tmp_path / "miniature", tmp_path / "run.log"
     small = ["evaluation.problems=2", "wandb={mode: offline}"]
-    command = [*COMMAND, f"storage={tmp_path}", SLOW_RECIPE, *small]
+    command = [*COMMAND, f"storage={tmp_path}", f"recipe.name={SLOW_RISE}", *small]
     resume = [*command, "rollout.workers.episodes_in_flight=1", "--resume"]
     memory = shared_memory_files()
 
