@@ -8,6 +8,7 @@ sampled as (`rise_ray.mdp.state_ids` puts the pieces together).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,10 @@ def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool
     Raises:
         ModelError: the tokenizer or the template file cannot be read.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer_class(path).from_pretrained(
+            path, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         kind = "" if Path(path).is_dir() else " (no folder here, so taken for a name on the hub)"
         raise ModelError(f"model {path}{kind}: its tokenizer cannot be loaded: {error}") from error
@@ -172,3 +173,22 @@ def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool
         except OSError as error:
             raise ModelError(f"`model.chat_template`: {chat_template}: {error.strerror}") from error
     return tokenizer
+
+
+def _tokenizer_class(path: str) -> Any:
+    """The class to load it with.
+
+    The general one where the folder names that: `AutoTokenizer` imports torch before it looks,
+    which is seven of nine seconds of a driver's start.
+    """
+    try:
+        settings = json.loads((Path(path) / "tokenizer_config.json").read_text())
+        if settings["tokenizer_class"] == "TokenizersBackend" and "auto_map" not in settings:
+            from transformers import TokenizersBackend
+
+            return TokenizersBackend
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # `AutoTokenizer` says what is wrong, if anything is
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer

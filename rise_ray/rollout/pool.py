@@ -106,6 +106,13 @@ class RolloutPool:
                     self._limit_errors(errors, total, trajectory)
                 yield trajectory
 
+    def start(self) -> None:
+        """Ask Ray for `min_workers` workers: they load while the caller does something else.
+
+        The reference of the pool's version has to be there when it is waited for them.
+        """
+        self._grow(1)
+
     def wait_ready(self) -> None:
         """Block until `min_workers` workers are up.
 
@@ -297,11 +304,15 @@ class RolloutPool:
 
     def _started(self, member: Member) -> None:
         try:
-            self.parity[member.name] = ray.get(member.call)
+            report: ParityReport | None = ray.get(member.call)
         except RayError as error:
             self._remove(member)
             self._failed_starts.note(member.name, error, others_work=self._ready_count() > 0)
             return
+        if report is None:  # it has loaded
+            member.call, member.since = member.handle.adopt.remote(self.version), time.monotonic()
+            return
+        self.parity[member.name] = report
         self._failed_starts.forget()
         member.status, member.call = Status.READY, None
 

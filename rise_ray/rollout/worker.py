@@ -86,14 +86,13 @@ class RolloutWorker(WeightReceiver):
         self._keys = itertools.count()
         self._probed: Probed | None = None
 
-    def start(self) -> ParityReport:
-        """Load the engine with the worker's version, and probe it.
+    def start(self) -> None:
+        """Load the engine with the worker's version, which it is then to `adopt`.
 
         Not in the constructor: an error of a method reaches the pool as what it is.
 
         Raises:
             ModelError, ConfigError: the model or a vLLM setting cannot be used.
-            SyncError: the engine's log-probabilities are not those of the version.
         """
         model, checkpoint = self._model, self.version.checkpoint
         path = locate_model(checkpoint)
@@ -101,7 +100,6 @@ class RolloutWorker(WeightReceiver):
         self._engine = Engine(path, model, self._workers, self._sync.backend, self._seed)
         self.engine = self._engine.llm
         commit_version(self.engine, self.version.iteration)
-        return self._probe()
 
     def sync(self, version: WeightVersion, server: Any) -> ParityReport:
         """Pull new weights from a weight server, then adopt them.

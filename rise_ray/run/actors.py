@@ -99,10 +99,11 @@ class Actors:
     def _pools(self) -> list[RolloutPool]:
         return [pool for pool in (self._pool, self._teacher_pool) if pool is not None]
 
-    def _pool_with(self, weights: WeightVersion) -> RolloutPool:
-        """The pool, started or synced to `weights`."""
+    def start_workers(self, weights: WeightVersion) -> RolloutPool:
+        """The pool. Where there was none, its workers begin to load `weights`."""
         config = self._config
         if self._pool is None:
+            self._console.step("starting rollout workers")
             self._pool = RolloutPool(
                 weights,
                 config.model,
@@ -111,14 +112,19 @@ class Actors:
                 self._verifiers,
                 derive_seed(config.seed, "engine"),
             )
-            self._console.step("starting rollout workers")
-            self._pool.wait_ready()
-        elif self._pool.version != weights:
+            self._pool.start()
+        return self._pool
+
+    def _pool_with(self, weights: WeightVersion) -> RolloutPool:
+        """The pool, with its workers up and synced to `weights`."""
+        pool = self.start_workers(weights)
+        if pool.version != weights:
             started = time.monotonic()
-            self._pool.sync(weights)
+            pool.sync(weights)
             seconds = time.monotonic() - started
             self._console.step(f"synced weights, parity checked ({seconds:.1f} s)")
-        return self._pool
+        pool.wait_ready()
+        return pool
 
     def _started_teacher(self, teacher: TeacherConfig, chat: ChatFormat) -> Teacher:
         """The run's teacher; the student's tokens are the same in all iterations."""
@@ -141,9 +147,10 @@ class Actors:
             trust_remote_code=self._config.model.trust_remote_code,
         )
         self.make_room()  # an evaluation before may have left the workers at their most
-        parity, deadline_s = self._run.folder / "teacher", self._config.ray.task_deadline_s
+        version = given_model(model, self._run.folder / "teacher")
+        self._console.step("starting teacher workers")
         pool = RolloutPool(
-            given_model(model, teacher.workers, parity, self._probe, deadline_s),
+            version,
             model,
             teacher.workers,
             self._config.sync,
@@ -151,7 +158,9 @@ class Actors:
             derive_seed(self._config.seed, "teacher"),
             label="teacher",
         )
-        self._console.step("starting teacher workers")
+        pool.start()
+        deadline_s = self._config.ray.task_deadline_s
+        add_reference(version, model, teacher.workers, self._probe, deadline_s)
         pool.wait_ready()
         return pool
 
@@ -167,18 +176,25 @@ class Actors:
         return start_verifiers(self._config.task, self._config.verify)
 
 
-def given_model(
-    model: ModelConfig, workers: WorkersConfig, parity: Folder, probe: Probe, deadline_s: float
-) -> WeightVersion:
-    """A model that was not trained here, as version 0, for such workers.
+def given_model(model: ModelConfig, parity: Folder) -> WeightVersion:
+    """A model that was not trained here, as version 0; its reference is kept in `parity`."""
+    assert model.path is not None
+    return WeightVersion(0, shared_model(model.path), parity.uri)
 
-    Its probe reference is made once, by plain Hugging Face, and kept in `parity`.
+
+def add_reference(
+    version: WeightVersion,
+    model: ModelConfig,
+    workers: WorkersConfig,
+    probe: Probe,
+    deadline_s: float,
+) -> None:
+    """Make the probe reference of a given model for such workers, by plain Hugging Face, once.
 
     Raises:
         ClusterError: that took longer than `deadline_s`.
     """
-    assert model.path is not None
-    checkpoint = shared_model(model.path)
+    parity, checkpoint = Folder(version.parity), version.checkpoint
     if not parity.exists(PARITY_FILE):
         chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
         longest = model.max_model_len - 1  # a teacher's is its own
@@ -188,4 +204,3 @@ def given_model(
             checkpoint, sequences, dtype, model.trust_remote_code, deadline_s
         )
         reference.save(parity)
-    return WeightVersion(0, checkpoint, parity.uri)

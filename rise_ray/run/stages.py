@@ -29,7 +29,7 @@ from rise_ray.report.tracking import PhaseLog, start_tracker
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodePlan
-from rise_ray.run.actors import Actors, given_model
+from rise_ray.run.actors import Actors, add_reference, given_model
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.plans import (
     affordable_candidates,
@@ -46,7 +46,7 @@ from rise_ray.run.versions import package_versions
 from rise_ray.run.warm_start import demonstrate, demonstration_examples, initial_model
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
-from rise_ray.sync.parity import parity_sequences
+from rise_ray.sync.parity import PARITY_FILE, parity_sequences
 from rise_ray.tasks import load_task
 from rise_ray.train.fit import train
 from rise_ray.train.job import TrainJob
@@ -203,9 +203,13 @@ class Stages:
     @cached_property
     def _given(self) -> WeightVersion:
         """The model that iteration 1 starts from where there is no warm start."""
-        workers, parity = self.config.rollout.workers, self.run.folder / "base"
-        deadline_s = self.config.ray.task_deadline_s
-        return given_model(self.config.model, workers, parity, self._probe, deadline_s)
+        config, parity = self.config, self.run.folder / "base"
+        version = given_model(config.model, parity)
+        if not parity.exists(PARITY_FILE):
+            self._actors.start_workers(version)  # they load meanwhile
+            workers, deadline_s = config.rollout.workers, config.ray.task_deadline_s
+            add_reference(version, config.model, workers, self._probe, deadline_s)
+        return version
 
     def _version(self, weights: Weights) -> WeightVersion:
         if weights.iteration == 0 and self.config.warm_start is None:

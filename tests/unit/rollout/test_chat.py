@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from rise_ray.config.settings import ScratchConfig
 from rise_ray.errors import ModelError
 from rise_ray.mdp import Message
+from rise_ray.models.locate import locate_model
 from rise_ray.models.scratch import CHAT_TEMPLATE, _tokenizer
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer
 from rise_ray.tasks.countdown import Countdown
@@ -203,3 +206,21 @@ def test_a_template_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "model"), str(tmp_path / "none.jinja"), False)
     with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
         load_tokenizer(str(tmp_path), None, False)
+
+
+def test_a_general_tokenizer_is_the_librarys_and_costs_no_torch() -> None:
+    from transformers import AutoTokenizer
+
+    folder = locate_model("package:countdown-base")
+    ours, theirs = load_tokenizer(folder, None, False), AutoTokenizer.from_pretrained(folder)
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.chat_template == theirs.chat_template
+    script = f"""
+import sys
+from rise_ray.rollout.chat import load_tokenizer
+load_tokenizer({folder!r}, None, False)
+print('torch' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

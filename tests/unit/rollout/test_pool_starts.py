@@ -86,3 +86,20 @@ def test_workers_that_came_up_while_the_caller_paused_are_not_late(starts: _Star
     starts.now += 1000.0
     starts.pass_seconds(1)
     assert list(starts.pool._members) == starts.asked
+
+
+def test_a_worker_that_loaded_while_the_caller_paused_has_its_time_to_be_probed(
+    starts: _Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts.start()
+    (member,) = starts.pool._members.values()
+    probe = SimpleNamespace(remote=lambda version: f"probe of {version.iteration}")
+    member.handle = SimpleNamespace(adopt=probe)
+    monkeypatch.setattr("ray.get", lambda call: None)
+    starts.up.add(member.call)
+    starts.now += 1000.0
+    starts.pass_seconds(1)
+    starts.pool._started(member)
+    assert (member.status, member.call) == (Status.STARTING, "probe of 0")
+    starts.pass_seconds(5)
+    assert starts.pool._members[member.name] is member
