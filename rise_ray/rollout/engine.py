@@ -56,6 +56,11 @@ class Engine:
         for key, value in (_ENVIRONMENT | sockets).items():
             os.environ.setdefault(key, value)
         os.environ.update(workers.env)
+        if not workers.num_gpus and workers.vllm.get("enforce_eager"):
+            import torch._dynamo
+
+            # Or vLLM's first probe compiles a sum of comparisons, which takes 4 s of every start.
+            torch._dynamo.config.disable = True
         from vllm import EngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.llm_engine import LLMEngine

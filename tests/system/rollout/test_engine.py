@@ -142,6 +142,15 @@ def _engine(worker: RolloutWorker, **vllm: Any) -> Engine:
     return Engine(path, worker._model, WorkersConfig(vllm=vllm), "object_store", seed=0)
 
 
+def test_an_eager_engine_on_the_cpu_has_compiled_nothing(pair: RolloutPool) -> None:
+    def compiled(worker: RolloutWorker) -> dict[str, int]:
+        from torch._dynamo.utils import counters
+
+        return dict(counters["frames"])
+
+    assert on_a_worker(pair, compiled) == {}
+
+
 def test_what_a_log_probability_means_is_not_a_setting(pair: RolloutPool) -> None:
     with pytest.raises(ConfigError, match="logprobs_mode are set by rise-ray itself"):
         on_a_worker(pair, partial(_engine, logprobs_mode="processed_logprobs"))
