@@ -81,7 +81,13 @@ def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code
         NotCheckedError: the model is on the hub or under a URI that cannot be looked at here.
     """
     if "://" in path:
-        _require_model_at(path)
+        try:
+            found = Folder(path).exists("config.json")
+        except Exception as error:  # every file system of fsspec has errors of its own
+            message = f"model {path}: {type(error).__name__}: {error}"
+            raise NotCheckedError(message, ModelError(message)) from error
+        if not found:
+            raise ModelError(f"model {path}: there is no config.json: not a Hugging Face model")
         raise NotCheckedError(f"{path} is there; it is copied to each node when the run starts")
     located = locate_model(path)
     if not Path(located).is_dir():
@@ -113,16 +119,6 @@ def check_endpoint(teacher: OpenAITeacher) -> str:
             TeacherError(f"{message}; start it, or correct `teacher.base_url`"),
         )
     return f"{teacher.model} at {url}; {teacher.api_key_env} is set"
-
-
-def _require_model_at(uri: str) -> None:
-    try:
-        found = Folder(uri).exists("config.json")
-    except Exception as error:  # every file system of fsspec has errors of its own
-        message = f"model {uri}: {type(error).__name__}: {error}"
-        raise NotCheckedError(message, ModelError(message)) from error
-    if not found:
-        raise ModelError(f"model {uri}: there is no config.json: not a Hugging Face model")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from rise_ray.evaluate.metrics import EvalResult, evaluate
 from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
 from rise_ray.mdp import MAIN_TRACK
 from rise_ray.report.table import main_metrics
-from rise_ray.report.words import figures, metric_label, percent, percent_interval, plural, points
+from rise_ray.report.words import (
+    difference,
+    figures,
+    metric_label,
+    percent,
+    percent_interval,
+    plural,
+)
 from rise_ray.run.journal import LAST_STAGE
 from rise_ray.run.lineage import RunRecord, open_run
 from rise_ray.run.plans import evaluated_models, of_kind
@@ -67,9 +75,9 @@ def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) ->
             model: {
                 "track": places[model].track,
                 "iteration": places[model].iteration,
-                "metrics": {name: found.as_dict() for name, found in of_all.items()},
+                "metrics": {name: asdict(found) for name, found in of_all.items()},
                 "seeds": [
-                    {name: found.as_dict() for name, found in run[model].metrics.items()}
+                    {name: asdict(found) for name, found in run[model].metrics.items()}
                     for run in runs
                 ],
             }
@@ -88,16 +96,26 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows = []
     for model, of in found["models"].items():
         metrics = of["metrics"]
-        main, rated = ([_cell(metrics[name]) for name in group] for group in (names, rates))
+        cells = {
+            name: f"{percent(m['value'])} {percent_interval(m)}".strip()
+            for name, m in metrics.items()
+        }
         right = (percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1))
-        rows.append([model, *main, " ".join(right), *rated])
+        rows.append(
+            [model, *(cells[n] for n in names), " ".join(right), *(cells[n] for n in rates)]
+        )
     compared = [
         [f"{figures(one)} ({one['note']})", *map(_difference, [one, *one["seeds"]])]
         for one in found["comparisons"]
     ]
     titles = ["compared", "all seeds", *(f"seed {seed}" for seed in seeds)]
+    caption = (
+        f"Percent [95% interval], mean of {plural(len(seeds), 'seed')}; split "
+        f"{found['split']}, {plural(found['problems'], 'problem')} x "
+        f"{plural(found['samples'], 'sample')}. Differences in points, paired by problem."
+    )
     return "\n\n".join(
-        [_table(header, rows), _caption(found), _table(titles, compared), _limits(len(seeds))]
+        [_table(header, rows), caption, _table(titles, compared), _limits(len(seeds))]
     )
 
 
@@ -136,11 +154,12 @@ def _refuse_differences(one: RunRecord, other: RunRecord) -> None:
 
 
 def _refuse_other_problems(records: Sequence[RunRecord], runs: Sequence[Results]) -> None:
-    def measured(results: Results) -> list[tuple[str, ...]]:
-        return [next(iter(result.values.values())).problem_ids for result in results.values()]
-
-    for record, results in zip(records[1:], runs[1:], strict=True):
-        if measured(results) != measured(runs[0]):
+    first, *others = (
+        [next(iter(result.values.values())).problem_ids for result in results.values()]
+        for results in runs
+    )
+    for record, measured in zip(records[1:], others, strict=True):
+        if measured != first:
             raise DataError(
                 f"{record.folder.uri}: was measured on other problems than "
                 f"{records[0].folder.uri}: the task's data is not what it was"
@@ -165,28 +184,13 @@ def _results(record: RunRecord) -> dict[str, EvalResult]:
     }
 
 
-def _cell(metric: Mapping[str, float | None]) -> str:
-    return f"{percent(metric['value'])} {percent_interval(metric)}".strip()
-
-
 def _difference(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
-        return "not measured"
-    value, low, high = (points(one[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return difference(one).replace(" points", "") or "not measured"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _caption(found: Mapping[str, Any]) -> str:
-    return (
-        f"Percent [95% interval], mean of {plural(len(found['seeds']), 'seed')}; split "
-        f"{found['split']}, {plural(found['problems'], 'problem')} x "
-        f"{plural(found['samples'], 'sample')}. Differences in points, paired by problem."
-    )
 
 
 def _limits(seeds: int) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -112,7 +112,7 @@ def eval_record(
         "window": window,
         "sampling": dict(sampling),
         "samples": result.samples,
-        "metrics": {name: interval.as_dict() for name, interval in result.metrics.items()},
+        "metrics": {name: asdict(interval) for name, interval in result.metrics.items()},
         "counts": dict(result.counts),
     }
 

@@ -76,7 +76,7 @@ def training_cells(training: Training) -> dict[str, str]:
     return {
         "sampled tokens": words.amount(training.sampled_tokens),
         "examples": words.amount(training.examples),
-        "epochs": words.epochs(training.epochs),
+        "epochs": words.amount(training.epochs, ".1f"),
         "trained tokens": words.amount(training.tokens),
         "loss tokens": words.amount(training.loss_tokens),
         "loss at the end": words.loss(training.last_loss),
