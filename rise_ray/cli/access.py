@@ -56,7 +56,14 @@ def look_at_run(config: RunConfig, resume: bool) -> Run:
         message = f"`storage`: {config.storage}: {type(error).__name__}: {error}"
         raise NotCheckedError(message, StoreError(f"{message}; correct `storage`")) from error
     if free and run.folder.is_local:
-        _require_writable(Path(run.folder.path))
+        folder = Path(run.folder.path)
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            raise StoreError(f"{folder}: cannot be written: {existing} is a file; change `storage`")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise StoreError(
+                f"{folder}: cannot be written: no permission in {existing}; change `storage`"
+            )
     return run
 
 
@@ -144,13 +151,3 @@ def _hub(reason: str | None = None) -> Iterator[None]:
 
 def _behind_proxy() -> bool:
     return any(os.environ.get(name) for name in _PROXIES)
-
-
-def _require_writable(folder: Path) -> None:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir():
-        raise StoreError(f"{folder}: cannot be written: {existing} is a file; change `storage`")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{folder}: cannot be written: no permission in {existing}; change `storage`"
-        )

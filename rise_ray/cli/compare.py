@@ -47,14 +47,20 @@ def compare_seeds(folders: Sequence[str]) -> dict[str, Any]:
         DataError: the runs were measured on different problems.
     """
     records = [open_run(Folder(folder)) for folder in folders]
-    for record in records[1:]:
-        _refuse_differences(records[0], record)
+    first = records[0]
+    for other in records[1:]:
+        for key, here, there in differences(dump_config(first.config), other.config):
+            if key not in _OF_A_RUN and not may_change(key):
+                raise ConfigError(
+                    f"`{key}` is {here!r} in {first.folder.uri} and {there!r} in "
+                    f"{other.folder.uri}: runs that are compared over seeds differ in `seed` alone"
+                )
     seeds = [record.config.seed for record in records]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"`seed`: two of the runs have the same (seeds {seeds})")
     runs = [_results(record) for record in records]
     _refuse_other_problems(records, runs)
-    return summary(runs, seeds, records[0].config)
+    return summary(runs, seeds, first.config)
 
 
 def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) -> dict[str, Any]:
@@ -142,15 +148,6 @@ def write_files(found: Mapping[str, Any], json_file: str | None, picture: str | 
             Path(path).write_text(content)
         except OSError as error:
             raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _refuse_differences(one: RunRecord, other: RunRecord) -> None:
-    for key, here, there in differences(dump_config(one.config), other.config):
-        if key not in _OF_A_RUN and not may_change(key):
-            raise ConfigError(
-                f"`{key}` is {here!r} in {one.folder.uri} and {there!r} in {other.folder.uri}: "
-                "runs that are compared over seeds differ in `seed` alone"
-            )
 
 
 def _refuse_other_problems(records: Sequence[RunRecord], runs: Sequence[Results]) -> None:

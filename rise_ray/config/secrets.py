@@ -59,10 +59,9 @@ def redact(text: str, *secrets: str) -> str:
     Those are: `secrets`, values of environment variables that are named like secrets, passwords
     and keys in URLs, bearer tokens, and keys that are known by their shape.
     """
-    held = {value for name, value in os.environ.items() if _VARIABLE.search(name)}
-    long = (value for value in held if len(value) >= _SHORTEST)
+    held = {v for name, v in os.environ.items() if _VARIABLE.search(name) and len(v) >= _SHORTEST}
     # The longest first: one may be part of another.
-    for secret in (*secrets, *sorted(long, key=len, reverse=True)):
+    for secret in (*secrets, *sorted(held, key=len, reverse=True)):
         text = text.replace(secret, HIDDEN)
     text = _URL_PASSWORD.sub(rf"\1{HIDDEN}\2", text)
     text = _URL_QUERY.sub(rf"\1{HIDDEN}", text)

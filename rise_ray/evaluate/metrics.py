@@ -195,10 +195,10 @@ def _per_problem(
     values = {}
     for name in names:
         pairs = np.array([scores[name] for _, scores in scored], float).reshape(-1, 2)
-        sums = [np.bincount(rows, pairs[:, i], minlength=len(problem_ids)) for i in (0, 1)]
-        values[name] = ProblemValues(
-            problem_ids, sums[0] / samples, sums[1] / samples, scale_of(name)
+        numerator, denominator = (
+            np.bincount(rows, added, minlength=len(problem_ids)) / samples for added in pairs.T
         )
+        values[name] = ProblemValues(problem_ids, numerator, denominator, scale_of(name))
     return values
 
 

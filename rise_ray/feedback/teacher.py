@@ -26,7 +26,6 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Message,
-    Problem,
     StopReason,
     Trajectory,
     Verdict,
@@ -151,15 +150,15 @@ class ReferenceTeacher(Teacher):
     """The data set's own worked solution, in every state."""
 
     def _answers(self, states: Sequence[State]) -> list[Answer]:
-        return [self._answer(trajectory.problem) for trajectory, _ in states]
-
-    def _answer(self, problem: Problem) -> Answer:
-        text = self._student.task.reference_response(problem)
-        if text is None:
-            raise DataError(
-                f"problem {problem.id}: has no worked solution for `teacher: reference`"
-            )
-        return Answer(text, FinishReason.STOP, 0)
+        answers = []
+        for problem in (trajectory.problem for trajectory, _ in states):
+            text = self._student.task.reference_response(problem)
+            if text is None:
+                raise DataError(
+                    f"problem {problem.id}: has no worked solution for `teacher: reference`"
+                )
+            answers.append(Answer(text, FinishReason.STOP, 0))
+        return answers
 
 
 class ModelTeacher(Teacher):

@@ -152,7 +152,6 @@ class TrajectoryStore:
         return name
 
     def ids(self, place: Place) -> set[str]:
-        """Ids of the stored trajectories of a phase."""
         folder = self.folder_of(place)
         parts = (read_part(folder, name, columns=["id"]) for name in self.parts(place))
         return {name for part in parts for name in part["id"].to_pylist()}

@@ -141,11 +141,9 @@ class Countdown(Settings):
         """
         target = problem.data["target"]
         boxed = last_boxed(response)
+        claim = _claim(response if boxed is None else response[: response.rfind(r"\boxed")])
         if boxed is None:
-            return Verdict(
-                Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer", _claim(response)
-            )
-        claim = _claim(response[: response.rfind(r"\boxed")])
+            return Verdict(Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer", claim)
         try:
             expression = parse_expression(boxed)
         except ValueError as error:
