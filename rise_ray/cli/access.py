@@ -56,7 +56,14 @@ def look_at_run(config: RunConfig, resume: bool) -> Run:
         message = f"`storage`: {config.storage}: {type(error).__name__}: {error}"
         raise NotCheckedError(message, StoreError(f"{message}; correct `storage`")) from error
     if free and run.folder.is_local:
-        _require_writable(Path(run.folder.path))
+        folder = Path(run.folder.path)
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            raise StoreError(f"{folder}: cannot be written: {existing} is a file; change `storage`")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise StoreError(
+                f"{folder}: cannot be written: no permission in {existing}; change `storage`"
+            )
     return run
 
 
@@ -81,7 +88,13 @@ def load_model_tokenizer(path: str, chat_template: str | None, trust_remote_code
         NotCheckedError: the model is on the hub or under a URI that cannot be looked at here.
     """
     if "://" in path:
-        _require_model_at(path)
+        try:
+            found = Folder(path).exists("config.json")
+        except Exception as error:  # every file system of fsspec has errors of its own
+            message = f"model {path}: {type(error).__name__}: {error}"
+            raise NotCheckedError(message, ModelError(message)) from error
+        if not found:
+            raise ModelError(f"model {path}: there is no config.json: not a Hugging Face model")
         raise NotCheckedError(f"{path} is there; it is copied to each node when the run starts")
     located = locate_model(path)
     if not Path(located).is_dir():
@@ -115,16 +128,6 @@ def check_endpoint(teacher: OpenAITeacher) -> str:
     return f"{teacher.model} at {url}; {teacher.api_key_env} is set"
 
 
-def _require_model_at(uri: str) -> None:
-    try:
-        found = Folder(uri).exists("config.json")
-    except Exception as error:  # every file system of fsspec has errors of its own
-        message = f"model {uri}: {type(error).__name__}: {error}"
-        raise NotCheckedError(message, ModelError(message)) from error
-    if not found:
-        raise ModelError(f"model {uri}: there is no config.json: not a Hugging Face model")
-
-
 @contextmanager
 def _hub(reason: str | None = None) -> Iterator[None]:
     """Around a read of the hub: NotCheckedError where it does not answer and no cache has it."""
@@ -148,13 +151,3 @@ def _hub(reason: str | None = None) -> Iterator[None]:
 
 def _behind_proxy() -> bool:
     return any(os.environ.get(name) for name in _PROXIES)
-
-
-def _require_writable(folder: Path) -> None:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir():
-        raise StoreError(f"{folder}: cannot be written: {existing} is a file; change `storage`")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{folder}: cannot be written: no permission in {existing}; change `storage`"
-        )

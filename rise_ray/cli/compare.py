@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from rise_ray.evaluate.metrics import EvalResult, evaluate
 from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
 from rise_ray.mdp import MAIN_TRACK
 from rise_ray.report.table import main_metrics
-from rise_ray.report.words import figures, metric_label, percent, percent_interval, plural, points
+from rise_ray.report.words import (
+    difference,
+    figures,
+    metric_label,
+    percent,
+    percent_interval,
+    plural,
+)
 from rise_ray.run.journal import LAST_STAGE
 from rise_ray.run.lineage import RunRecord, open_run
 from rise_ray.run.plans import evaluated_models, of_kind
@@ -39,14 +47,20 @@ def compare_seeds(folders: Sequence[str]) -> dict[str, Any]:
         DataError: the runs were measured on different problems.
     """
     records = [open_run(Folder(folder)) for folder in folders]
-    for record in records[1:]:
-        _refuse_differences(records[0], record)
+    first = records[0]
+    for other in records[1:]:
+        for key, here, there in differences(dump_config(first.config), other.config):
+            if key not in _OF_A_RUN and not may_change(key):
+                raise ConfigError(
+                    f"`{key}` is {here!r} in {first.folder.uri} and {there!r} in "
+                    f"{other.folder.uri}: runs that are compared over seeds differ in `seed` alone"
+                )
     seeds = [record.config.seed for record in records]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"`seed`: two of the runs have the same (seeds {seeds})")
     runs = [_results(record) for record in records]
     _refuse_other_problems(records, runs)
-    return summary(runs, seeds, records[0].config)
+    return summary(runs, seeds, first.config)
 
 
 def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) -> dict[str, Any]:
@@ -67,9 +81,9 @@ def summary(runs: Sequence[Results], seeds: Sequence[int], config: RunConfig) ->
             model: {
                 "track": places[model].track,
                 "iteration": places[model].iteration,
-                "metrics": {name: found.as_dict() for name, found in of_all.items()},
+                "metrics": {name: asdict(found) for name, found in of_all.items()},
                 "seeds": [
-                    {name: found.as_dict() for name, found in run[model].metrics.items()}
+                    {name: asdict(found) for name, found in run[model].metrics.items()}
                     for run in runs
                 ],
             }
@@ -88,16 +102,26 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows = []
     for model, of in found["models"].items():
         metrics = of["metrics"]
-        main, rated = ([_cell(metrics[name]) for name in group] for group in (names, rates))
+        cells = {
+            name: f"{percent(m['value'])} {percent_interval(m)}".strip()
+            for name, m in metrics.items()
+        }
         right = (percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1))
-        rows.append([model, *main, " ".join(right), *rated])
+        rows.append(
+            [model, *(cells[n] for n in names), " ".join(right), *(cells[n] for n in rates)]
+        )
     compared = [
         [f"{figures(one)} ({one['note']})", *map(_difference, [one, *one["seeds"]])]
         for one in found["comparisons"]
     ]
     titles = ["compared", "all seeds", *(f"seed {seed}" for seed in seeds)]
+    caption = (
+        f"Percent [95% interval], mean of {plural(len(seeds), 'seed')}; split "
+        f"{found['split']}, {plural(found['problems'], 'problem')} x "
+        f"{plural(found['samples'], 'sample')}. Differences in points, paired by problem."
+    )
     return "\n\n".join(
-        [_table(header, rows), _caption(found), _table(titles, compared), _limits(len(seeds))]
+        [_table(header, rows), caption, _table(titles, compared), _limits(len(seeds))]
     )
 
 
@@ -126,21 +150,13 @@ def write_files(found: Mapping[str, Any], json_file: str | None, picture: str | 
             raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _refuse_differences(one: RunRecord, other: RunRecord) -> None:
-    for key, here, there in differences(dump_config(one.config), other.config):
-        if key not in _OF_A_RUN and not may_change(key):
-            raise ConfigError(
-                f"`{key}` is {here!r} in {one.folder.uri} and {there!r} in {other.folder.uri}: "
-                "runs that are compared over seeds differ in `seed` alone"
-            )
-
-
 def _refuse_other_problems(records: Sequence[RunRecord], runs: Sequence[Results]) -> None:
-    def measured(results: Results) -> list[tuple[str, ...]]:
-        return [next(iter(result.values.values())).problem_ids for result in results.values()]
-
-    for record, results in zip(records[1:], runs[1:], strict=True):
-        if measured(results) != measured(runs[0]):
+    first, *others = (
+        [next(iter(result.values.values())).problem_ids for result in results.values()]
+        for results in runs
+    )
+    for record, measured in zip(records[1:], others, strict=True):
+        if measured != first:
             raise DataError(
                 f"{record.folder.uri}: was measured on other problems than "
                 f"{records[0].folder.uri}: the task's data is not what it was"
@@ -165,28 +181,13 @@ def _results(record: RunRecord) -> dict[str, EvalResult]:
     }
 
 
-def _cell(metric: Mapping[str, float | None]) -> str:
-    return f"{percent(metric['value'])} {percent_interval(metric)}".strip()
-
-
 def _difference(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
-        return "not measured"
-    value, low, high = (points(one[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return difference(one).replace(" points", "") or "not measured"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _caption(found: Mapping[str, Any]) -> str:
-    return (
-        f"Percent [95% interval], mean of {plural(len(found['seeds']), 'seed')}; split "
-        f"{found['split']}, {plural(found['problems'], 'problem')} x "
-        f"{plural(found['samples'], 'sample')}. Differences in points, paired by problem."
-    )
 
 
 def _limits(seeds: int) -> str:

@@ -33,7 +33,12 @@ def estimate(
         lines.append(("warm start", f"{config.warm_start.examples:,} demonstrations"))
         lines.append(("  one step", _step(config.warm_start.train)))
     if config.iterations:
-        lines.append(("iterations", _iterations(config)))
+        controls = "".join(f", and as many of {control.name}" for control in config.controls)
+        iterations = (
+            f"{config.iterations} of {config.recipe.name}, each from the {config.start_from} model "
+            f"on {config.data} data{controls}"
+        )
+        lines.append(("iterations", iterations))
         first = [roll for roll in of_kind(Roll, stages) if roll.place.iteration == 1]
         there = problems.get(config.split)
         lines += [(f"  {roll.place}", _sampled(config, roll, there)) for roll in first]
@@ -45,14 +50,6 @@ def estimate(
     at_once = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
     lines.append(("resources", f"{at_once} at the same time at least"))
     return lines
-
-
-def _iterations(config: RunConfig) -> str:
-    controls = "".join(f", and as many of {control.name}" for control in config.controls)
-    return (
-        f"{config.iterations} of {config.recipe.name}, each from the {config.start_from} model "
-        f"on {config.data} data{controls}"
-    )
 
 
 def _sampled(config: RunConfig, roll: Roll, there: int | None) -> str:

@@ -49,7 +49,6 @@ MAY_CHANGE = frozenset(
 a run that was stopped may go on with others."""
 
 _MISSING = object()
-_KEY = re.compile(r"[A-Za-z0-9_.]*")
 _NOT_YAML = (yaml.YAMLError, ValueError, KeyError)  # `2024-13-45` and `!!bool x`: the latter two
 # What YAML's errors quote from the text: `password: *abc` is an alias to YAML.
 _YAML_NAME = re.compile(r"\b(alias|anchor|tag|tag handle) ['\"].*")
@@ -155,8 +154,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _key_of(override: str) -> str:
     """What may be said of an override: a dotted key of ours. The rest may be a secret."""
-    found = _KEY.match(redact(override))
-    key = found[0] if found else ""
+    key = re.split(r"[^A-Za-z0-9_.]", redact(override), maxsplit=1)[0]
     return key if key.partition(".")[0] in RunConfig.model_fields else "..."
 
 

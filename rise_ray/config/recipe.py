@@ -8,14 +8,12 @@ The core imports no recipe: it finds them by name, the user's own by import path
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from rise_ray.config.base import Settings
+from rise_ray.config.base import Settings, named_class
 
 DEFAULT = "rise"
 BUILT_IN = {
@@ -43,20 +41,9 @@ def recipe_class(name: str) -> type[RecipeConfig]:
     Raises:
         ValueError: there is none; says what is allowed.
     """
-    module_name, colon, class_name = BUILT_IN.get(name, name).partition(":")
-    if not colon:
-        raise ValueError(
-            f"unknown recipe `{name}` (allowed: {', '.join(BUILT_IN)}, or the import path of your "
-            "own as `package.module:Class`)"
-        )
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except (ImportError, ValueError) as error:  # ValueError: an empty or relative module name
-        raise ValueError(f"`{name}`: `{module_name}` cannot be imported: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, RecipeConfig)):
-        raise ValueError(f"`{name}`: `{module_name}` has no recipe `{class_name}`")
+    found: type[RecipeConfig] = named_class(name, BUILT_IN, "recipe", RecipeConfig)
     if found.execute is RecipeConfig.execute:
-        raise ValueError(f"`{name}`: `{class_name}` has no method `execute(track)`")
+        raise ValueError(f"`{name}`: `{found.__name__}` has no method `execute(track)`")
     return found
 
 

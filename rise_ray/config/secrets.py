@@ -59,7 +59,9 @@ def redact(text: str, *secrets: str) -> str:
     Those are: `secrets`, values of environment variables that are named like secrets, passwords
     and keys in URLs, bearer tokens, and keys that are known by their shape.
     """
-    for secret in (*secrets, *_secrets_of_environment()):
+    held = {v for name, v in os.environ.items() if _VARIABLE.search(name) and len(v) >= _SHORTEST}
+    # The longest first: one may be part of another.
+    for secret in (*secrets, *sorted(held, key=len, reverse=True)):
         text = text.replace(secret, HIDDEN)
     text = _URL_PASSWORD.sub(rf"\1{HIDDEN}\2", text)
     text = _URL_QUERY.sub(rf"\1{HIDDEN}", text)
@@ -124,9 +126,3 @@ def _sounds_secret(name: str, is_variable: bool = False) -> bool:
 
 def _is_given(value: Any) -> bool:
     return str(value).lower() not in _NOTHING
-
-
-def _secrets_of_environment() -> list[str]:
-    """The longest first: one may be part of another."""
-    found = {value for name, value in os.environ.items() if _VARIABLE.search(name)}
-    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rise_ray.evaluate.intervals import ProblemValues, bootstrap_difference
+from rise_ray.evaluate.intervals import Interval, ProblemValues, bootstrap_difference
 from rise_ray.evaluate.metrics import EvalResult
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Interval):
     """One metric minus another with its 95% interval, on `n` common problems."""
 
-    value: float | None
-    low: float | None
-    high: float | None
     n: int
 
 
@@ -34,12 +32,12 @@ def paired(a: ProblemValues, b: ProblemValues, *, bootstrap: int, seed: int) -> 
     A problem without a case of either metric (left out because of errors, or nothing to fix in
     a fix rate) is left out of both. Without a common problem value, low and high are None.
     """
-    known = set(_with_cases(b))
-    common = tuple(problem_id for problem_id in _with_cases(a) if problem_id in known)
+    known = set(itertools.compress(b.problem_ids, b.denominator > 0))
+    common = tuple(i for i in itertools.compress(a.problem_ids, a.denominator > 0) if i in known)
     if not common:
         return Difference(None, None, None, 0)
     interval = bootstrap_difference(a.at(common), b.at(common), bootstrap=bootstrap, seed=seed)
-    return Difference(interval.value, interval.low, interval.high, len(common))
+    return Difference(**asdict(interval), n=len(common))
 
 
 def standard_comparisons(
@@ -87,7 +85,10 @@ def standard_pairs(
         if shorter is not None:
             yield Figure(last, f"m1@t{shorter}"), vote, "within the same generated tokens"
     for control in (model for model in results if model not in own):
-        yield voted, _best_vote(control, results[control]), "a control's better vote"
+        votes = (f"m{results[control].parallel}@t1", f"m1@t{results[control].turns}")
+        # Giving it the choice keeps the comparison honest.
+        better = max(votes, key=lambda name: results[control].values[name].value or 0.0)
+        yield voted, Figure(control, better), "a control's better vote"
         if turns > 1:
             yield Figure(last, "m1@t1"), Figure(control, "m1@t1"), "first answers alone"
     if turns > 1:
@@ -108,17 +109,3 @@ def _affordable_turns(result: EvalResult) -> int | None:
         return None
     turns = sum(tokens is not None and tokens <= budget for tokens in spent)
     return turns if 1 <= turns < result.turns else None
-
-
-def _best_vote(model: str, control: EvalResult) -> Figure:
-    """A control's better vote: giving it the choice keeps the comparison honest."""
-    votes = [f"m{control.parallel}@t1", f"m1@t{control.turns}"]
-    return Figure(model, max(votes, key=lambda name: control.values[name].value or 0.0))
-
-
-def _with_cases(values: ProblemValues) -> list[str]:
-    return [
-        problem_id
-        for problem_id, cases in zip(values.problem_ids, values.denominator, strict=True)
-        if cases > 0
-    ]

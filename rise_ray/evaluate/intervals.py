@@ -85,7 +85,6 @@ class Statistic:
 
     @property
     def n(self) -> int:
-        """Problems."""
         return len(self.problem_ids)
 
 
@@ -99,10 +98,6 @@ class Interval:
     value: float | None
     low: float | None
     high: float | None
-
-    def as_dict(self) -> dict[str, float | None]:
-        """For JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def bootstrap_intervals(

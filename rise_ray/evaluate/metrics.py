@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -112,7 +112,7 @@ def eval_record(
         "window": window,
         "sampling": dict(sampling),
         "samples": result.samples,
-        "metrics": {name: interval.as_dict() for name, interval in result.metrics.items()},
+        "metrics": {name: asdict(interval) for name, interval in result.metrics.items()},
         "counts": dict(result.counts),
     }
 
@@ -195,10 +195,10 @@ def _per_problem(
     values = {}
     for name in names:
         pairs = np.array([scores[name] for _, scores in scored], float).reshape(-1, 2)
-        sums = [np.bincount(rows, pairs[:, i], minlength=len(problem_ids)) for i in (0, 1)]
-        values[name] = ProblemValues(
-            problem_ids, sums[0] / samples, sums[1] / samples, scale_of(name)
+        numerator, denominator = (
+            np.bincount(rows, added, minlength=len(problem_ids)) / samples for added in pairs.T
         )
+        values[name] = ProblemValues(problem_ids, numerator, denominator, scale_of(name))
     return values
 
 

@@ -67,7 +67,7 @@ def seed_comparisons(
                 "left": {**asdict(left), "value": _mean([values.value for values in a])},
                 "right": {**asdict(right), "value": _mean([values.value for values in b])},
                 "note": note,
-                **_difference(common, bootstrap, seed).as_dict(),
+                **asdict(_difference(common, bootstrap, seed)),
                 "n": min(one.n for one in each),
                 "seeds": [asdict(one) for one in each],
             }

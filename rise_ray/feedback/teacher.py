@@ -26,7 +26,6 @@ from rise_ray.mdp import (
     Attempt,
     FinishReason,
     Message,
-    Problem,
     StopReason,
     Trajectory,
     Verdict,
@@ -151,15 +150,15 @@ class ReferenceTeacher(Teacher):
     """The data set's own worked solution, in every state."""
 
     def _answers(self, states: Sequence[State]) -> list[Answer]:
-        return [self._answer(trajectory.problem) for trajectory, _ in states]
-
-    def _answer(self, problem: Problem) -> Answer:
-        text = self._student.task.reference_response(problem)
-        if text is None:
-            raise DataError(
-                f"problem {problem.id}: has no worked solution for `teacher: reference`"
-            )
-        return Answer(text, FinishReason.STOP, 0)
+        answers = []
+        for problem in (trajectory.problem for trajectory, _ in states):
+            text = self._student.task.reference_response(problem)
+            if text is None:
+                raise DataError(
+                    f"problem {problem.id}: has no worked solution for `teacher: reference`"
+                )
+            answers.append(Answer(text, FinishReason.STOP, 0))
+        return answers
 
 
 class ModelTeacher(Teacher):
@@ -181,7 +180,8 @@ class ModelTeacher(Teacher):
         self._asked += len(specs)
         rolled = {t.id: t for t in self._pool.roll(specs, self._asked, self._errors)}
         self._errors += sum(t.stop_reason is StopReason.ERROR for t in rolled.values())
-        return [_first_answer(rolled[spec.id]) for spec in specs]
+        first = [next((t.attempt for t in rolled[spec.id].turns), None) for spec in specs]
+        return [Answer(a.text, a.finish_reason, a.seed) if a else None for a in first]
 
     def _spec(self, trajectory: Trajectory, turn: int) -> EpisodeSpec:
         plan = EpisodePlan(
@@ -316,10 +316,3 @@ def make_teacher(
             return ModelTeacher(student, pool, config, derive_seed(seed, "teacher"))
         case settings.NoTeacher():
             raise ValueError("self-distillation has no teacher")
-
-
-def _first_answer(trajectory: Trajectory) -> Answer | None:
-    if not trajectory.turns:
-        return None
-    attempt = trajectory.turns[0].attempt
-    return Answer(attempt.text, attempt.finish_reason, attempt.seed)

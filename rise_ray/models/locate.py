@@ -15,7 +15,7 @@ from rise_ray.errors import ModelError
 from rise_ray.store.files import Folder
 
 PACKAGE = "package:"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def locate_model(path: str) -> str:
@@ -41,11 +41,22 @@ def locate_model(path: str) -> str:
             )
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
-            _refuse_pickles(path, folder)
+            pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+            if pickles:
+                raise ModelError(
+                    f"model {path}: its weights are a pickle ({pickles[0]}), which could run code "
+                    "when it is read; only safetensors are: convert it where you trust it, by "
+                    "transformers' from_pretrained and save_pretrained"
+                )
             if (folder / "parity.json").is_file():  # a checkpoint of a run, which holds both
                 raise ModelError(f"model {path}: its weights are missing; restore the folder")
         for file in weights:
-            _require_whole(file)
+            try:  # find a truncated one here, and not minutes later in a worker's trace
+                with safe_open(file, framework="numpy"):
+                    pass  # opening compares the size of the file with what its header says
+            except SafetensorError as error:
+                reason = f"not a whole safetensors file: {error}"
+                raise ModelError(f"{file}: {reason}; restore it") from error
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model {path}: there is no such folder")
@@ -57,25 +68,6 @@ def locate_tokenizer(path: str) -> str:
     if "://" in path:
         return str(Folder(path).localize(without=".safetensors"))
     return locate_model(path)
-
-
-def _refuse_pickles(path: str, folder: Path) -> None:
-    for pattern in _PICKLES:
-        for file in sorted(folder.glob(pattern)):
-            raise ModelError(
-                f"model {path}: its weights are a pickle ({file.name}), which could run code when "
-                "it is read; only safetensors are: convert it where you trust it, by transformers' "
-                "from_pretrained and save_pretrained"
-            )
-
-
-def _require_whole(file: Path) -> None:
-    """Find a truncated safetensors file here, and not minutes later in a worker's trace."""
-    try:
-        with safe_open(file, framework="numpy"):
-            pass  # opening compares the size of the file with what its header says
-    except SafetensorError as error:
-        raise ModelError(f"{file}: not a whole safetensors file: {error}; restore it") from error
 
 
 def shared_model(path: str) -> str:

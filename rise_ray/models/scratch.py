@@ -70,6 +70,7 @@ def make_scratch_model(
 
 
 def _tokenizer(scratch: ScratchConfig, words: list[str] | None, texts: Iterable[str]) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     if scratch.tokenizer == "word":
@@ -77,9 +78,21 @@ def _tokenizer(scratch: ScratchConfig, words: list[str] | None, texts: Iterable[
             raise ConfigError(
                 "`model.scratch.tokenizer: word` needs a task with a closed vocabulary; use `bpe`"
             )
-        backend = _word_level(words)
+        vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     else:
-        backend = _byte_pairs(texts, scratch.vocab_size)
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=scratch.vocab_size,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
@@ -89,29 +102,3 @@ def _tokenizer(scratch: ScratchConfig, words: list[str] | None, texts: Iterable[
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _word_level(words: list[str]) -> Any:
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    return tokenizer
-
-
-def _byte_pairs(texts: Iterable[str], vocab_size: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer

@@ -36,18 +36,16 @@ class RejectionSampling(RecipeConfig):
         equal = self.epochs == "equal_tokens"
         epochs = None if isinstance(self.epochs, str) else self.epochs
         rule = RightAnswers(answers=self.answers, layout=self.layout)
+        episodes = Episodes(
+            candidates=None if self.samples is None else self.samples - 1,
+            first_state_only=True,
+            last_feedback=self.layout == "chat",
+        )
         base = policy = track.base()
         for at in track.iterations():
-            answers = at.roll("collect", policy, self._episodes())
+            answers = at.roll("collect", policy, episodes)
             right = at.rows(rule, answers)
             start = track.start(base, policy)
             policy = at.train(right, start, epochs, equal_tokens=equal)
             if at.is_last or track.like is None:
                 at.evaluate(policy)
-
-    def _episodes(self) -> Episodes:
-        return Episodes(
-            candidates=None if self.samples is None else self.samples - 1,
-            first_state_only=True,
-            last_feedback=self.layout == "chat",
-        )

@@ -48,15 +48,7 @@ class Rise(RecipeConfig):
 
     def execute(self, track: Track) -> None:
         """One iteration after the other."""
-        base = policy = track.base()
-        for at in track.iterations():
-            tried = at.roll("collect", policy, self._episodes())
-            improved = at.rows(self.rule, tried)
-            policy = at.train(improved, start=track.start(base, policy))
-            at.evaluate(policy)
-
-    def _episodes(self) -> Episodes:
-        return Episodes(
+        episodes = Episodes(
             turns=self.turns,
             window=self.window,
             stop_on_success=self.stop_on_success,
@@ -64,3 +56,9 @@ class Rise(RecipeConfig):
             feedback=self.feedback,
             teacher=self.teacher,
         )
+        base = policy = track.base()
+        for at in track.iterations():
+            tried = at.roll("collect", policy, episodes)
+            improved = at.rows(self.rule, tried)
+            policy = at.train(improved, start=track.start(base, policy))
+            at.evaluate(policy)

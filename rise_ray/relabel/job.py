@@ -151,7 +151,6 @@ def _mapped(
 def _of_batch(
     batch: dict[str, Any], work: Callable[..., Iterator[pa.Table]], arguments: dict[str, Any]
 ) -> Iterator[pa.Table]:
-    """The work of a batch of one part."""
     yield from work({"folder": str(batch["folder"][0]), "name": str(batch["name"][0])}, **arguments)
 
 

@@ -39,7 +39,6 @@ class Console:
         self._rolling = time.monotonic()
 
     def step(self, text: str) -> None:
-        """Something inside a stage."""
         self.line(f"  {text}")
 
     def rolled(self, done: int, total: int, tally: Tally) -> None:

@@ -65,8 +65,22 @@ def write_report(
     evaluated = eval_records(records)
     last = last_model(evaluated) if evaluated else None
     stage_losses = losses(records)
-    page = _environment().get_template("report.html.jinja")
-    return page.render(
+    environment = Environment(
+        loader=PackageLoader("rise_ray", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "printable": printable,
+        "percent": words.percent,
+        "interval": words.percent_interval,
+        "label": words.metric_label,
+        "duration": duration,
+        "plural": words.plural,
+    }
+    return environment.get_template("report.html.jinja").render(
         config=config,
         config_yaml=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         facts=_facts(config),
@@ -83,25 +97,6 @@ def write_report(
         seconds=seconds(records),
         kinds=first_of_each_kind(trajectories),
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("rise_ray", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "printable": printable,
-        "percent": words.percent,
-        "interval": words.percent_interval,
-        "label": words.metric_label,
-        "duration": duration,
-        "plural": words.plural,
-    }
-    return environment
 
 
 def duration(seconds: float) -> str:

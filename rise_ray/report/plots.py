@@ -124,8 +124,7 @@ def _banded_line(
 def _axes(x_label: str, y_label: str) -> Axes:
     with matplotlib.rc_context(_STYLE):
         axes = Figure(figsize=(7.2, 3.4), layout="tight").subplots()
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        axes.set(xlabel=x_label, ylabel=y_label)
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.8)
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)

@@ -91,7 +91,6 @@ class Training:
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the data."""
         return self.tokens / self.data_tokens if self.data_tokens else None
 
 
@@ -143,9 +142,7 @@ def counts(records: Sequence[Record]) -> tuple[list[str], dict[str, dict[str, in
 
 
 def _model_order(model: str) -> tuple[int, int, str]:
-    iteration = re.fullmatch(r"iteration-(\d+)", model)
     if model == "base":
         return 0, 0, model
-    if iteration:
-        return 1, int(iteration[1]), model
-    return 2, 0, model
+    iteration = re.fullmatch(r"iteration-(\d+)", model)
+    return (1, int(iteration[1]), model) if iteration else (2, 0, model)

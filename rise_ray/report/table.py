@@ -49,7 +49,13 @@ def results_table(
         table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
     said = [(words.sentence(one), _STYLES.get(words.finding(one), "")) for one in comparisons]
     lines = [Text.assemble("- ", line) for line in said]
-    return Group(table, Padding(Text(_caption(shown), style="dim"), (0, 0, 1, 0)), *lines)
+    sampling = ", ".join(f"{key} {value}" for key, value in shown["sampling"].items())
+    caption = printable(
+        f"percent [95% interval]; split {shown['split']}, "
+        f"{words.plural(shown['n'], 'problem')} x {words.plural(shown['samples'], 'sample')}; "
+        f"{sampling}; window {words.window(shown['window'])}; feedback {shown['feedback']}"
+    )
+    return Group(table, Padding(Text(caption, style="dim"), (0, 0, 1, 0)), *lines)
 
 
 def training_table(trained: Mapping[str, Training]) -> RenderableType:
@@ -76,7 +82,7 @@ def training_cells(training: Training) -> dict[str, str]:
     return {
         "sampled tokens": words.amount(training.sampled_tokens),
         "examples": words.amount(training.examples),
-        "epochs": words.epochs(training.epochs),
+        "epochs": words.amount(training.epochs, ".1f"),
         "trained tokens": words.amount(training.tokens),
         "loss tokens": words.amount(training.loss_tokens),
         "loss at the end": words.loss(training.last_loss),
@@ -106,12 +112,3 @@ def _cells(metrics: Mapping[str, Any], names: Sequence[str], turns: int) -> list
     rates = [metrics.get(name, {"value": None})["value"] for name in ("keep_rate", "fix_rate")]
     cells.append(Text(" / ".join(words.percent(rate) for rate in rates)))
     return cells
-
-
-def _caption(record: Record) -> str:
-    sampling = ", ".join(f"{key} {value}" for key, value in record["sampling"].items())
-    return printable(
-        f"percent [95% interval]; split {record['split']}, "
-        f"{words.plural(record['n'], 'problem')} x {words.plural(record['samples'], 'sample')}; "
-        f"{sampling}; window {words.window(record['window'])}; feedback {record['feedback']}"
-    )

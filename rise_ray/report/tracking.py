@@ -97,7 +97,6 @@ class Tracker:
         return self._latest
 
     def records(self) -> list[dict[str, Any]]:
-        """All records of the run."""
         return self._records
 
     def flush(self) -> None:
@@ -129,7 +128,6 @@ class TrackerHandle:
         self._answer = functools.partial(answer, deadline_s=deadline_s)
 
     def open(self) -> None:
-        """See `Tracker.open`."""
         self._answer("opening the measurements", self._tracker.open.remote())
 
     def begin(self, stage: str, phase: str) -> PhaseLog:
@@ -138,19 +136,15 @@ class TrackerHandle:
         return PhaseLog(self._tracker, stage, phase)
 
     def latest(self) -> dict[str, Any] | None:
-        """See `Tracker.latest`."""
         return self._answer("reading the newest measurement", self._tracker.latest.remote())
 
     def records(self) -> list[dict[str, Any]]:
-        """See `Tracker.records`."""
         return self._answer("reading the measurements", self._tracker.records.remote())
 
     def flush(self) -> None:
-        """See `Tracker.flush`."""
         self._answer("writing the measurements", self._tracker.flush.remote())
 
     def close(self) -> None:
-        """See `Tracker.close`."""
         self._answer("closing the measurements", self._tracker.close.remote())
 
 

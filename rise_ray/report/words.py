@@ -29,14 +29,9 @@ def points(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
-def amount(value: int | None) -> str:
-    """A count: 12,345."""
-    return MISSING if value is None else f"{value:,}"
-
-
-def epochs(value: float | None) -> str:
-    """Passes over the data: 2.0, 43.7."""
-    return MISSING if value is None else f"{value:.1f}"
+def amount(value: float | None, form: str = ",") -> str:
+    """A count, 12,345; passes over the data are of the `form` `.1f`: 43.7."""
+    return MISSING if value is None else format(value, form)
 
 
 def loss(value: float | None) -> str:

@@ -118,8 +118,7 @@ class EpisodeSpec:
     @property
     def id(self) -> str:
         """The id its trajectory will have."""
-        plan = self.plan
-        return trajectory_id(plan.run, plan.place, self.problem.id, self.sample)
+        return trajectory_id(self.plan.run, self.plan.place, self.problem.id, self.sample)
 
     def trajectory(
         self,
@@ -186,12 +185,14 @@ class Episode:
             case Check():
                 requests = self._checked(request, reply)
             case ScoreLabels():
-                requests = self._scored(request, reply)
+                assert self.spec.plan.question is not None
+                name = self.spec.plan.question.name
+                self._scores[request.turn, request.candidate] = {name: reply[0]}
+                requests = []
         self._open += len(requests)
         return requests
 
     def trajectory(self) -> Trajectory:
-        """The finished episode."""
         assert self._stop is not None
         assert self.done
         turns = tuple(self._turn(number, turn) for number, turn in enumerate(self._turns))
@@ -232,12 +233,6 @@ class Episode:
             state = (*request.state_ids, *ids, *said)
             asked.append(ScoreLabels(request.turn, number, state, self._labels))
         return asked
-
-    def _scored(self, request: ScoreLabels, logprobs: Sequence[float]) -> list[Request]:
-        question = self.spec.plan.question
-        assert question is not None
-        self._scores[request.turn, request.candidate] = {question.name: logprobs[0]}
-        return []
 
     def _checked(self, request: Check, verdicts: Sequence[Verdict]) -> list[Request]:
         responses = self._unchecked.pop((request.turn, request.candidates))
@@ -287,8 +282,10 @@ class Episode:
         wanted = [(False, 1, "attempt")]
         if plan.candidates and (first or not plan.first_state_only):
             wanted.append((True, plan.candidates, "candidates"))
+        where, problem_id, sample = plan.place, self.spec.problem.id, self.spec.sample
+        of = (plan.seed, where.iteration, where.phase, problem_id, sample, turn)
         return [
-            Sample(turn, beside, ids, n, self._seed(turn, role), plan.sampling, plan.stop, opening)
+            Sample(turn, beside, ids, n, derive_seed(*of, role), plan.sampling, plan.stop, opening)
             for beside, n, role in wanted
         ]
 
@@ -304,12 +301,6 @@ class Episode:
     def _with_scores(self, attempt: Attempt, turn: int, candidate: int) -> Attempt:
         more = self._scores.get((turn, candidate), {})
         return replace(attempt, scores={**attempt.scores, **more})
-
-    def _seed(self, turn: int, role: str) -> int:
-        spec, plan, place = self.spec, self.spec.plan, self.spec.plan.place
-        return derive_seed(
-            plan.seed, place.iteration, place.phase, spec.problem.id, spec.sample, turn, role
-        )
 
     def _end(self, reason: StopReason, error: str | None = None) -> list[Request]:
         self._stop, self._error = reason, error

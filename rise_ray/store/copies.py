@@ -39,28 +39,25 @@ def node_copy(family: str, key: str, fill: Callable[[Path], None]) -> Path:
     _make_private(root)
     copy = root / family / key
     copy.parent.mkdir(exist_ok=True)
-    _mark(copy).touch()
+    mark = _beside(copy, "used")
+    mark.touch()
     if copy in _in_use and copy.exists():
         return copy
-    with _locked(_lock(copy)):
+    with _locked(_beside(copy, "lock")):
         if not copy.exists():
             _remove_old(copy.parent)
-            _make(copy, fill)
+            staged = _beside(copy, "tmp")
+            shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+            try:
+                fill(staged)
+                staged.rename(copy)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
         if copy not in _in_use:
-            mark = os.open(_mark(copy), os.O_RDONLY)
-            fcntl.flock(mark, fcntl.LOCK_SH)
-            _in_use[copy] = mark
+            file = os.open(mark, os.O_RDONLY)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            _in_use[copy] = file
     return copy
-
-
-def _make(copy: Path, fill: Callable[[Path], None]) -> None:
-    staged = _staged(copy)
-    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
-    try:
-        fill(staged)
-        staged.rename(copy)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _remove_old(family: Path) -> None:
@@ -70,10 +67,10 @@ def _remove_old(family: Path) -> None:
         old = mark.with_suffix("")
         with (
             contextlib.suppress(BlockingIOError),  # somebody makes it, or has it
-            _locked(_lock(old), fcntl.LOCK_NB),
+            _locked(_beside(old, "lock"), fcntl.LOCK_NB),
             _locked(mark, fcntl.LOCK_NB),
         ):
-            shutil.rmtree(_staged(old), ignore_errors=True)
+            shutil.rmtree(_beside(old, "tmp"), ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -87,18 +84,10 @@ def _locked(path: Path, waiting: int = 0) -> Iterator[None]:
         os.close(file)
 
 
-def _lock(copy: Path) -> Path:
-    """Whoever makes or removes the copy has it alone."""
-    return copy.with_name(f"{copy.name}.lock")
-
-
-def _mark(copy: Path) -> Path:
-    """Processes that use the copy share it; its time is the last use."""
-    return copy.with_name(f"{copy.name}.used")
-
-
-def _staged(copy: Path) -> Path:
-    return copy.with_name(f"{copy.name}.tmp")
+def _beside(copy: Path, kind: str) -> Path:
+    """`lock`: whoever makes or removes the copy has it alone; `tmp`: the copy while it is made;
+    `used`: processes that use the copy share it, its time is the last use."""
+    return copy.with_name(f"{copy.name}.{kind}")
 
 
 def _make_private(folder: Path) -> None:

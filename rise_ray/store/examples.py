@@ -9,12 +9,12 @@ within a part.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from rise_ray.errors import DataError, StoreError, TrainError
-from rise_ray.mdp import Example, Place, Provenance, Span, derive_seed
+from rise_ray.mdp import Example, Span, derive_seed
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
@@ -62,8 +62,6 @@ EXAMPLE_SCHEMA = pa.schema(
     metadata={"schema_version": SCHEMA_VERSION},
 )
 _LENGTHS = ("tokens", "loss_tokens", "shared_tokens")
-_PLACE = tuple(f.name for f in fields(Place))
-_PROVENANCE = tuple(f.name for f in fields(Provenance) if f.name != "place")
 _FROM_ROWS = TypeAdapter(list[Example])
 
 
@@ -94,7 +92,6 @@ class ExampleManifest:
 
     @property
     def examples(self) -> int:
-        """Examples of all parts."""
         return sum(part.examples for part in self.parts)
 
 
@@ -125,19 +122,20 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
     """
     for example in examples:
         _check(example)
-    columns: dict[str, list[object]] = {
-        "id": [e.id for e in examples],
-        "input_ids": [e.input_ids for e in examples],
-        "spans": [[asdict(span) for span in e.spans] for e in examples],
-        "tokens": [len(e.input_ids) for e in examples],
-        "loss_tokens": [loss_token_count(e.spans) for e in examples],
-        "shared_tokens": [0] * len(examples),
-    }
-    for name in _PROVENANCE:
-        columns[name] = [getattr(e.provenance, name) for e in examples]
-    for name in _PLACE:
-        columns[name] = [getattr(e.provenance.place, name) for e in examples]
-    return _with_shared_tokens(pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA))
+    rows = [
+        {
+            **asdict(e.provenance),  # its place is no column, but the fields of that are
+            **asdict(e.provenance.place),
+            "id": e.id,
+            "input_ids": e.input_ids,
+            "spans": [asdict(span) for span in e.spans],
+            "tokens": len(e.input_ids),
+            "loss_tokens": loss_token_count(e.spans),
+            "shared_tokens": 0,
+        }
+        for e in examples
+    ]
+    return _with_shared_tokens(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA))
 
 
 def examples_from_table(table: pa.Table) -> list[Example]:
@@ -162,10 +160,9 @@ def write_example_parts(folder: Folder, examples: Sequence[Example], seed: int) 
         TrainError: see `write_manifest`.
         DataError: two examples have the same id, or one is malformed.
     """
-    ids = sorted(example.id for example in examples)
-    for left, right in itertools.pairwise(ids):
-        if left == right:
-            raise DataError(f"two training examples have the same id: {left}")
+    ids = Counter(example.id for example in examples)
+    if len(ids) < len(examples):
+        raise DataError(f"two training examples have the same id: {ids.most_common(1)[0][0]}")
 
     def place(example: Example) -> tuple[int, str, tuple[int, ...], str]:
         trajectory = example.provenance.trajectory_id
@@ -225,8 +222,7 @@ def read_manifest(folder: Folder) -> ExampleManifest:
             )
         if content.pop("sha256") != _seal(content):
             raise ValueError("its SHA-256 is not that of its content")
-        parts = tuple(ExamplePart(**part) for part in content["parts"])
-        return ExampleManifest(parts, float(content["mean_weight"]))
+        return TypeAdapter(ExampleManifest).validate_python(content)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder.uri}/{MANIFEST}: damaged: {error!r}; {_REMEDY}") from error
 

@@ -68,7 +68,6 @@ class Folder:
         return PyFileSystem(FSSpecHandler(self._located[0]))
 
     def exists(self, name: str = "") -> bool:
-        """Whether the file or folder is there."""
         with self._reported(name, "cannot be looked for"):
             return bool(self._located[0].exists(self._join(name)))
 

@@ -38,7 +38,10 @@ def from_bytes(
         StoreError: another schema version wrote it, or its columns are others.
     """
     file = pq.ParquetFile(io.BytesIO(content))
-    found, expected = (_version(s) for s in (file.schema_arrow, schema))
+    found, expected = (
+        (s.metadata or {}).get(b"schema_version", b"none").decode()
+        for s in (file.schema_arrow, schema)
+    )
     if found != expected:
         raise StoreError(
             f"{where}: of schema version {found}; this rise-ray reads {expected}: go on with the "
@@ -47,7 +50,3 @@ def from_bytes(
     if not file.schema_arrow.equals(schema):
         raise StoreError(f"{where}: its columns are not those of its schema version")
     return file.read(columns=columns)
-
-
-def _version(schema: pa.Schema) -> str:
-    return (schema.metadata or {}).get(b"schema_version", b"none").decode()

@@ -127,7 +127,6 @@ class TrajectoryStore:
         self.folder = folder
 
     def folder_of(self, place: Place) -> Folder:
-        """The folder of one phase's parts."""
         return self.folder / f"{place.track}={place.iteration}" / f"phase={place.phase}"
 
     def write(self, place: Place, trajectories: Sequence[Trajectory]) -> str:
@@ -139,13 +138,12 @@ class TrajectoryStore:
         return self.write_table(place, trajectories_to_table(trajectories))
 
     def write_table(self, place: Place, table: pa.Table) -> str:
-        """`write` of a table."""
         folder = self.folder_of(place)
         ids = Counter(table["id"].to_pylist())
-        doubled = [name for name, count in ids.items() if count > 1]
-        if doubled:  # readers of a sealed phase take every row of a part
+        if len(ids) < table.num_rows:  # readers of a sealed phase take every row of a part
+            doubled = ids.most_common(1)[0][0]
             raise StoreError(
-                f"{folder.uri}: a part with {doubled[0]} twice was not written; go on with "
+                f"{folder.uri}: a part with {doubled} twice was not written; go on with "
                 "--resume: what is missing is rolled again"
             )
         content = to_bytes(table, TRAJECTORY_SCHEMA)
@@ -154,7 +152,6 @@ class TrajectoryStore:
         return name
 
     def ids(self, place: Place) -> set[str]:
-        """Ids of the stored trajectories of a phase."""
         folder = self.folder_of(place)
         parts = (read_part(folder, name, columns=["id"]) for name in self.parts(place))
         return {name for part in parts for name in part["id"].to_pylist()}

@@ -51,7 +51,6 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Size of the tensor's data."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import locate_model
@@ -81,10 +82,7 @@ class ParityReference:
             content = json.loads(text)
             if content["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"its schema version is not {SCHEMA_VERSION}")
-            return cls(
-                tuple(tuple(map(int, row)) for row in content["sequences"]),
-                tuple(tuple(map(float, row)) for row in content["logprobs"]),
-            )
+            return TypeAdapter(cls).validate_python(content)
         except (ValueError, KeyError, TypeError) as error:
             raise SyncError(
                 f"{checkpoint.uri}/{PARITY_FILE}: not a parity reference: {error!r}; restore it"

@@ -5,12 +5,12 @@ task = load_task(TaskConfig(name="gsm8k", options={"path": "train.jsonl"}))
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from typing import Any, cast
+from typing import cast
 
 from pydantic import ValidationError
 
+from rise_ray.config.base import named_class
 from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError
 from rise_ray.tasks.base import Task
@@ -30,7 +30,10 @@ def load_task(config: TaskConfig) -> Task:
         ConfigError: the name is unknown, its module cannot be imported, the class is not a
             task, or an option is unknown or has a bad value; says what is allowed.
     """
-    task_class = _import(config.name)
+    try:
+        task_class = named_class(config.name, BUILT_IN, "task")
+    except ValueError as error:
+        raise ConfigError(f"`task.name`: {error}") from error
     try:
         inspect.signature(task_class).bind(**config.options)
     except TypeError as error:
@@ -55,22 +58,3 @@ def load_task(config: TaskConfig) -> Task:
             "(rise_ray.tasks.base)"
         )
     return cast(Task, task)
-
-
-def _import(name: str) -> Any:
-    module_name, colon, class_name = BUILT_IN.get(name, name).partition(":")
-    if not colon:
-        raise ConfigError(
-            f"`task.name`: unknown task `{name}` (allowed: {', '.join(BUILT_IN)}, "
-            "or the import path of your own as `package.module:Class`)"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:  # ValueError: an empty or relative module name
-        raise ConfigError(
-            f"`task.name`: `{name}`: module `{module_name}` cannot be imported: {error}"
-        ) from error
-    task_class = getattr(module, class_name, None)
-    if not inspect.isclass(task_class):
-        raise ConfigError(f"`task.name`: `{name}`: `{module_name}` has no class `{class_name}`")
-    return task_class

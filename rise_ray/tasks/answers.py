@@ -63,7 +63,10 @@ def judge_answer(reference: str, answer: str | None) -> Verdict:
     if fault is not None and found[0] != gold[0]:
         return Verdict(Outcome.UNPARSEABLE, None, fault)
     equal = grader.verify(gold, found, timeout_seconds=None, raise_on_error=True)
-    vote = _bounded(str(found[0]) if fault else _normal_form(found[-1]))
+    vote = str(found[0]) if fault else _normal_form(found[-1])
+    if len(vote) > MAX_VOTE_CHARS:
+        digest = hashlib.blake2b(vote.encode("utf-8", "backslashreplace"), digest_size=16)
+        vote = f"blake2b:{digest.hexdigest()}"
     if equal:
         return Verdict(Outcome.CORRECT, vote, f"equals {reference}")
     return Verdict(Outcome.INCORRECT, vote, f"differs from {reference}")
@@ -132,10 +135,3 @@ def _normal_form(value: sympy.Basic | sympy.MatrixBase | str) -> str:
         value = value.doit()
         value = value.xreplace({f: sympy.Rational(str(f)) for f in value.atoms(sympy.Float)})
     return str(value)
-
-
-def _bounded(vote: str) -> str:
-    if len(vote) <= MAX_VOTE_CHARS:
-        return vote
-    digest = hashlib.blake2b(vote.encode("utf-8", "backslashreplace"), digest_size=16)
-    return f"blake2b:{digest.hexdigest()}"

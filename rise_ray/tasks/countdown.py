@@ -124,7 +124,6 @@ class Countdown(Settings):
         return sorted(problems, key=lambda problem: derive_seed("order", problem.id))
 
     def prompt(self, problem: Problem) -> list[Message]:
-        """The question itself."""
         return [Message("user", problem.question)]
 
     def feedback(self, problem: Problem) -> str:
@@ -140,7 +139,21 @@ class Countdown(Settings):
 
         `answer` is the expression's normal form; intermediate values are not restricted.
         """
-        return _judge(problem.data["numbers"], problem.data["target"], response)
+        target = problem.data["target"]
+        boxed = last_boxed(response)
+        claim = _claim(response if boxed is None else response[: response.rfind(r"\boxed")])
+        if boxed is None:
+            return Verdict(Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer", claim)
+        try:
+            expression = parse_expression(boxed)
+        except ValueError as error:
+            return Verdict(Outcome.UNPARSEABLE, None, f"the boxed expression: {error}", claim)
+        outcome, reason = Outcome.CORRECT, f"makes {target}"
+        if sorted(expression.numbers) != sorted(problem.data["numbers"]):
+            outcome, reason = Outcome.INCORRECT, "does not use each given number once"
+        elif expression.value != target:
+            outcome, reason = Outcome.INCORRECT, f"makes {expression.value}, not {target}"
+        return Verdict(outcome, expression.text, reason, claim)
 
     def reference_response(self, problem: Problem) -> str | None:
         """One of the problem's solutions, worked out."""
@@ -201,23 +214,6 @@ def _imperfect_attempt(problem: Problem, rng: random.Random) -> str:
         others = sorted((v for v in reachable if v != target), key=lambda v: (abs(v - target), v))
         value = rng.choice(others[:NEAREST])
     return rng.choice(reachable[value]).response(target)
-
-
-def _judge(numbers: Sequence[int], target: int, response: str) -> Verdict:
-    boxed = last_boxed(response)
-    if boxed is None:
-        return Verdict(Outcome.UNPARSEABLE, None, r"no \boxed{} with an answer", _claim(response))
-    claim = _claim(response[: response.rfind(r"\boxed")])
-    try:
-        expression = parse_expression(boxed)
-    except ValueError as error:
-        return Verdict(Outcome.UNPARSEABLE, None, f"the boxed expression: {error}", claim)
-    outcome, reason = Outcome.CORRECT, f"makes {target}"
-    if sorted(expression.numbers) != sorted(numbers):
-        outcome, reason = Outcome.INCORRECT, "does not use each given number once"
-    elif expression.value != target:
-        outcome, reason = Outcome.INCORRECT, f"makes {expression.value}, not {target}"
-    return Verdict(outcome, expression.text, reason, claim)
 
 
 def _claim(text: str) -> bool | None:

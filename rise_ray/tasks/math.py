@@ -40,5 +40,4 @@ class Math(DatasetTask):
         return judge_answer(problem.reference, last_boxed(response))
 
     def reference_response(self, problem: Problem) -> str | None:
-        """The solution as it is."""
         return problem.solution

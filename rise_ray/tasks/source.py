@@ -81,18 +81,16 @@ def _read_lines(path: str) -> Iterator[Row]:
     except (DatasetsError, OSError, EOFError, zlib.error, ImportError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
     for number, row in enumerate(rows, start=1):
-        if row["text"].strip():
-            yield f"{path}:{number}", _parse_line(f"{path}:{number}", row["text"])
-
-
-def _parse_line(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
-    return row
+        where = f"{path}:{number}"
+        if not row["text"].strip():
+            continue
+        try:
+            columns = json.loads(row["text"])
+        except ValueError as error:
+            raise DataError(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(columns, dict):
+            raise DataError(f"{where}: a row must be a JSON object, not {type(columns).__name__}")
+        yield where, columns
 
 
 def _read_hub(path: str, subset: str | None, split: str) -> Iterator[Row]:

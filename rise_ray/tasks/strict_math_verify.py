@@ -46,15 +46,11 @@ class _StrictLoader(SourceFileLoader):
         path = self.get_filename(fullname)
         tree = ast.parse(self.get_data(path), path)
         for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler) and _catches_all(node):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            if node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"):
                 node.body[:0] = ast.parse(f"{_CHECK}()").body
         return self.source_to_code(tree, path)
-
-
-def _catches_all(handler: ast.ExceptHandler) -> bool:
-    return handler.type is None or (
-        isinstance(handler.type, ast.Name) and handler.type.id in ("Exception", "BaseException")
-    )
 
 
 def _load(name: str, answers: tuple[type[Exception], ...]) -> ModuleType:

@@ -11,11 +11,8 @@ and so knows the step to go on from.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 from ray.data import Datasource, ReadTask
@@ -59,8 +56,8 @@ class PackedRows(Datasource):
         missing = plan.steps * plan.rows_per_step - plan.rows
         padding = len(self._share.select(plan, plan.rows, missing))
         if padding:
-            read = functools.partial(_padding_rows, padding, plan.row_tokens)
-            tasks.append(self._task(read, padding))
+            row_tokens = plan.row_tokens
+            tasks.append(self._task(lambda: [_block(empty_rows(padding, row_tokens))], padding))
         return tasks
 
     def work(self) -> list[tuple[PartRows, list[int]]]:
@@ -71,7 +68,7 @@ class PackedRows(Datasource):
         )
         return [(rows, wanted) for rows, wanted in selected if wanted]
 
-    def _task(self, read: functools.partial[Iterator[pa.Table]], rows: int) -> ReadTask:
+    def _task(self, read: Callable[[], Iterable[pa.Table]], rows: int) -> ReadTask:
         size_bytes = rows * 4 * len(COLUMNS) * self._plan.row_tokens
         return ReadTask(read, BlockMetadata(rows, size_bytes, exec_stats=None))
 
@@ -103,7 +100,8 @@ def stream_rows(
     for table in dataset.iter_batches(
         batch_size=per_step, batch_format="pyarrow", prefetch_batches=PREFETCH_STEPS
     ):
-        columns = [_matrix(table, name, plan.row_tokens) for name in COLUMNS]
+        flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in COLUMNS]
+        columns = [column.reshape(-1, plan.row_tokens) for column in flat]
         for at in range(0, per_step, rows_per_pass):
             yield RowBatch(*(column[at : at + rows_per_pass] for column in columns))
 
@@ -120,18 +118,9 @@ def _read_rows(
         yield _block(fill_rows(table, rows, wanted, row_tokens, manifest.mean_weight, trees))
 
 
-def _padding_rows(rows: int, row_tokens: int) -> Iterator[pa.Table]:
-    yield _block(empty_rows(rows, row_tokens))
-
-
 def _block(batch: RowBatch) -> pa.Table:
     def column(name: str) -> pa.Array:
         matrix = getattr(batch, name)
         return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
 
     return pa.table({name: column(name) for name in COLUMNS})
-
-
-def _matrix(table: pa.Table, name: str, row_tokens: int) -> npt.NDArray[Any]:
-    flat = table.column(name).combine_chunks().flatten().to_numpy()
-    return np.asarray(flat).reshape(-1, row_tokens)

@@ -20,7 +20,7 @@ import heapq
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,6 @@ class PartRows:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
         return len(self.ends)
 
     def examples(self, row: int) -> IntArray:
@@ -101,7 +100,6 @@ class PackingPlan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
         return len(self.tokens)
 
     @property
@@ -134,7 +132,6 @@ class Share:
     first_step: int = 0
 
     def rows_per_step(self, plan: PackingPlan) -> int:
-        """Rows of this rank in one step."""
         return plan.rows_per_step // self.world_size
 
     def select(self, plan: PackingPlan, first_row: int, rows: int) -> IntArray:
@@ -313,9 +310,7 @@ def _rows(parts: Sequence[PartRows]) -> int:
 
 
 def _truncate(parts: list[PartRows], rows: int) -> list[PartRows]:
-    kept = []
-    for part in parts:
-        ends = part.ends[: max(0, rows - part.first_row)]
-        if len(ends):
-            kept.append(PartRows(part.part, part.first_row, part.order[: ends[-1]], ends))
-    return kept
+    kept = ((part, part.ends[: max(0, rows - part.first_row)]) for part in parts)
+    return [
+        replace(part, order=part.order[: ends[-1]], ends=ends) for part, ends in kept if len(ends)
+    ]

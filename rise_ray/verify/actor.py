@@ -28,7 +28,6 @@ class Verifier:
         return self._checker.check(items)
 
     def pids(self) -> list[int]:
-        """Of the child processes."""
         return self._checker.pids
 
     def wait_ready(self) -> None:

@@ -62,7 +62,6 @@ class _Batch:
         return [self._verdicts[key] for key in range(len(self._items))]
 
     def take(self) -> tuple[int, dict[str, Any]]:
-        """The next waiting item: its key and its request."""
         key = self.waiting.popleft()
         problem, response = self._items[key]
         return key, {"problem": asdict(problem), "response": response}

@@ -35,7 +35,14 @@ class ChildProcess:
             [sys.executable, "-P", "-m", "rise_ray.verify.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(),
+            # The parent's, with its import path, one thread, and a fixed order of hashed things.
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                "PYTHONHASHSEED": "0",
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         assert self._process.stdin is not None
@@ -71,13 +78,11 @@ class ChildProcess:
     def write(self) -> None:
         """Send as much as the pipe takes now."""
         try:
-            sent = os.write(self.input_fd, self.unsent[: 2**16])
+            del self.unsent[: os.write(self.input_fd, self.unsent[: 2**16])]
         except BlockingIOError:
-            return
+            pass
         except BrokenPipeError:  # it died; reading its end says so
             self.unsent.clear()
-            return
-        del self.unsent[:sent]
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The replies that are there now, and whether the child has closed its end (died)."""
@@ -102,14 +107,3 @@ class ChildProcess:
         """Kill it if it lives, wait for its end, and free its pipes."""
         with self._process:
             self._process.kill()
-
-
-def _environment() -> dict[str, str]:
-    """The parent's, with its import path, one thread, and a fixed order of hashed things."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from importlib.metadata import version
-from types import ModuleType
 from typing import Any, cast
 
 from rise_ray import __version__
@@ -27,19 +26,13 @@ def verifier_version(name: str, task: Task) -> str:
     """Of `task`, which was loaded in this process as `name`."""
     libraries = [f"{library} {version(library)}" for library in _LIBRARIES]
     digest = hashlib.blake2b(digest_size=6)
-    for module in sorted(_deciding(task)):
-        digest.update(hashlib.blake2b(_code(sys.modules[module])).digest())
-    return "/".join([name, __version__, *libraries, f"source {digest.hexdigest()}"])
-
-
-def _deciding(task: Task) -> set[str]:
-    """The modules of the task's class and of those it extends, and ours that it has imported."""
+    # The modules of the task's class and of those it extends, and ours that it has imported.
     ours = {module for module in sys.modules if module.startswith("rise_ray.tasks.")}
     classes = {base.__module__ for base in type(task).__mro__}
-    return ours | {name for name in classes if name.partition(".")[0] not in _DECIDE_NOTHING}
-
-
-def _code(module: ModuleType) -> bytes:
-    """As Python's own loader reads it: from a folder or an archive, source or compiled."""
-    loader = cast(Any, module.__loader__)
-    return cast(bytes, loader.get_data(module.__file__))
+    others = {name for name in classes if name.partition(".")[0] not in _DECIDE_NOTHING}
+    for module in sorted(ours | others):
+        # Code as Python's own loader reads it: from a folder or an archive, source or compiled.
+        loader = cast(Any, sys.modules[module].__loader__)
+        code = loader.get_data(sys.modules[module].__file__)
+        digest.update(hashlib.blake2b(code).digest())
+    return "/".join([name, __version__, *libraries, f"source {digest.hexdigest()}"])

@@ -31,7 +31,6 @@ class Improved(WeightedByReward):
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
     ) -> Iterator[Row]:
-        """See `rise_ray.relabel.rule.Rule`."""
         rewards = [reward_of(t.attempt, self.unparseable_reward) for t in trajectory.turns]
         for turn in range(len(trajectory.turns)):
             candidate, rule = self._choose(trajectory, turn)

@@ -32,7 +32,6 @@ class Revision(WeightedByReward):
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
     ) -> Iterator[Row]:
-        """See `rise_ray.relabel.rule.Rule`."""
         for turn in range(len(trajectory.turns)):
             for candidate, rule, factor in self._choose(trajectory, turn, dropped):
                 response = trajectory.turns[turn].candidates[candidate]
@@ -60,7 +59,13 @@ class Revision(WeightedByReward):
             yield _preferred(right, shown), "revision_right", 1.0
         if self.wrong_weight and all(a.verdict.outcome in _WRONG for a in shown):
             said = {a.verdict.answer for a in shown}
-            new = [n for n, c in usable if _is_new_wrong(c, said)]
+            new = [
+                n
+                for n, c in usable
+                if c.verdict.outcome is Outcome.INCORRECT
+                and c.verdict.claims_correct is not True
+                and c.verdict.answer not in said
+            ]
             if new:
                 yield new[0], "revision_wrong", self.wrong_weight
 
@@ -74,12 +79,3 @@ def _preferred(right: list[tuple[int, Attempt]], shown: Sequence[Attempt]) -> in
         return not copies, candidate.verdict.claims_correct is not True, number
 
     return min(right, key=preference)[0]
-
-
-def _is_new_wrong(candidate: Attempt, said: set[str | None]) -> bool:
-    verdict = candidate.verdict
-    return (
-        verdict.outcome is Outcome.INCORRECT
-        and verdict.claims_correct is not True
-        and verdict.answer not in said
-    )

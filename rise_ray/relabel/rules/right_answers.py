@@ -42,7 +42,6 @@ class RightAnswers(Settings):
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
     ) -> Iterator[Row]:
-        """See `rise_ray.relabel.rule.Rule`."""
         chosen = self._choose(trajectory, context, dropped)
         if self.layout == "chat":
             if chosen:

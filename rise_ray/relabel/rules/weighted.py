@@ -30,7 +30,6 @@ class WeightedByReward(Settings):
 
     @property
     def needs_tally(self) -> bool:
-        """See `rise_ray.relabel.rule.Rule`."""
         return self.centering == "problem"
 
     def weight(

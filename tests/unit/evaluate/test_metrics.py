@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rise_ray.evaluate.intervals import Interval
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
 from rise_ray.mdp import Place, StopReason, Trajectory
 from tests.unit.evaluate.builders import trajectory
@@ -132,7 +133,7 @@ def test_a_prompt_that_overflows_is_wrong_everywhere() -> None:
 
 def test_a_rate_without_a_single_case_is_missing_and_not_zero() -> None:
     result = run([trajectory("7 7 7", "7 7 7")])
-    assert result.metrics["fix_rate"].as_dict() == {"value": None, "low": None, "high": None}
+    assert result.metrics["fix_rate"] == Interval(None, None, None)
     assert value(result, "keep_rate") == 1.0
 
 
