@@ -121,7 +121,6 @@ class Inspection:
         return [*steps, ("model", self._model), ("prompts", self._prompts)]
 
     def findings(self) -> Iterator[Finding]:
-        """Make every step, the run folder's first."""
         for subject, step in [("run folder", self._run_folder), *self.steps()]:
             try:
                 yield Finding(Status.OK, subject, step())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -195,19 +195,14 @@ def start_local_ray(**options: Any) -> None:
             return
         except Exception as error:  # Ray raises a bare Exception for processes that are not up
             if starts_left and "timed out" in str(error):
-                _kill_all_but(before)
+                for child in set(psutil.Process().children()) - set(before):
+                    child.kill()
+                    child.wait()
                 continue
             raise ClusterError(
                 f"a local Ray instance does not start: {str(error).strip().splitlines()[0]}; is "
                 "the machine overloaded, or out of memory or disk?"
             ) from error
-
-
-def _kill_all_but(children: Sequence[psutil.Process]) -> None:
-    for child in psutil.Process().children():
-        if child not in children:
-            child.kill()
-            child.wait()
 
 
 def _level(debug: bool) -> str:

@@ -80,7 +80,6 @@ class Statistic:
 
     @property
     def value(self) -> float | None:
-        """The metric, or None if it is undefined."""
         return self.of(np.ones(self.n))
 
     @property

@@ -47,7 +47,6 @@ class Rise(RecipeConfig):
         return self
 
     def execute(self, track: Track) -> None:
-        """One iteration after the other."""
         episodes = Episodes(
             turns=self.turns,
             window=self.window,

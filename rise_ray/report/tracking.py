@@ -93,14 +93,12 @@ class Tracker:
             self.flush()
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest record of the phase that runs."""
         return self._latest
 
     def records(self) -> list[dict[str, Any]]:
         return self._records
 
     def flush(self) -> None:
-        """Write `metrics.jsonl`."""
         write_metrics(self._folder, self._records)
         self._written = time.monotonic()
 

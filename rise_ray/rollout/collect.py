@@ -38,7 +38,6 @@ class Tally:
     judged: Counter[int] = field(default_factory=Counter)
 
     def add(self, trajectory: Trajectory) -> None:
-        """Count one trajectory."""
         self.trajectories += 1
         self.stop_reasons[trajectory.stop_reason.value] += 1
         for number, turn in enumerate(trajectory.turns, start=1):

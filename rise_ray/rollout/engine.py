@@ -102,7 +102,6 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way."""
         return bool(self.llm.has_unfinished_requests())
 
     def submit(self, key: str, request: EngineRequest, end_of_turn: int) -> None:

@@ -117,7 +117,6 @@ class EpisodeSpec:
 
     @property
     def id(self) -> str:
-        """The id its trajectory will have."""
         return trajectory_id(self.plan.run, self.plan.place, self.problem.id, self.sample)
 
     def trajectory(

@@ -32,7 +32,6 @@ class FailedStarts:
 
     @property
     def pausing(self) -> bool:
-        """Whether the next start is to come later."""
         return time.monotonic() < self._next_start
 
     def note(self, name: str, error: RayError, others_work: bool) -> None:

@@ -27,7 +27,6 @@ class LeaseBook:
         return len(self._queue) + sum(map(len, self._leases.values()))
 
     def held(self, worker: str) -> int:
-        """Episodes leased to `worker`."""
         return len(self._leases.get(worker, ()))
 
     def take(self, worker: str, capacity: int) -> list[str]:

@@ -47,7 +47,6 @@ class Member:
         self.since = time.monotonic()
 
     def note(self, progress: Progress) -> None:
-        """Take in what an exchange told."""
         moves = progress.tokens > self.tokens or not progress.engine_busy
         self.barren_s = 0.0 if moves else self.barren_s + progress.seconds
         self.tokens = progress.tokens
@@ -55,7 +54,6 @@ class Member:
 
     @property
     def answered(self) -> bool:
-        """Whether an answer waits to be read."""
         return self.call is not None and bool(
             ray.wait([self.call], timeout=0, fetch_local=False)[0]
         )

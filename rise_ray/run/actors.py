@@ -48,7 +48,6 @@ class Actors:
         self._teacher: Teacher | None = None
 
     def stop(self) -> None:
-        """Stop all of them."""
         self.release_workers()
         if "ranks" in self.__dict__:
             self.ranks.release()

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from rise_ray.errors import DataError, StoreError, TrainError
-from rise_ray.mdp import Example, Span, derive_seed
+from rise_ray.mdp import Example, Place, Provenance, Span, derive_seed
 from rise_ray.store.files import Folder
 from rise_ray.store.parquet import from_bytes, sha256, to_bytes
 
@@ -62,6 +62,8 @@ EXAMPLE_SCHEMA = pa.schema(
     metadata={"schema_version": SCHEMA_VERSION},
 )
 _LENGTHS = ("tokens", "loss_tokens", "shared_tokens")
+_PLACE = tuple(f.name for f in fields(Place))
+_PROVENANCE = tuple(f.name for f in fields(Provenance) if f.name != "place")
 _FROM_ROWS = TypeAdapter(list[Example])
 
 
@@ -122,20 +124,19 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
     """
     for example in examples:
         _check(example)
-    rows = [
-        {
-            **asdict(e.provenance),  # its place is no column, but the fields of that are
-            **asdict(e.provenance.place),
-            "id": e.id,
-            "input_ids": e.input_ids,
-            "spans": [asdict(span) for span in e.spans],
-            "tokens": len(e.input_ids),
-            "loss_tokens": loss_token_count(e.spans),
-            "shared_tokens": 0,
-        }
-        for e in examples
-    ]
-    return _with_shared_tokens(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA))
+    columns: dict[str, list[object]] = {
+        "id": [e.id for e in examples],
+        "input_ids": [e.input_ids for e in examples],
+        "spans": [[asdict(span) for span in e.spans] for e in examples],
+        "tokens": [len(e.input_ids) for e in examples],
+        "loss_tokens": [loss_token_count(e.spans) for e in examples],
+        "shared_tokens": [0] * len(examples),
+    }
+    for name in _PROVENANCE:
+        columns[name] = [getattr(e.provenance, name) for e in examples]
+    for name in _PLACE:
+        columns[name] = [getattr(e.provenance.place, name) for e in examples]
+    return _with_shared_tokens(pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA))
 
 
 def examples_from_table(table: pa.Table) -> list[Example]:

@@ -73,7 +73,6 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ManifestInfo, BucketI
     _manifest: Manifest | None = None
 
     def init_transfer_engine(self, init_info: ManifestInfo) -> None:
-        """Note what the coming update consists of."""
         self._manifest = init_info.manifest
 
     def start_weight_update(self) -> None:
@@ -86,7 +85,6 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ManifestInfo, BucketI
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketInfo) -> None:
-        """Check and load one bucket."""
         with self._refusing_to_answer_after_an_error():
             self._ledger.accept(update_info.bucket)
             self._load(update_info.bucket)

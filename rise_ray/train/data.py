@@ -40,7 +40,6 @@ class PackedRows(Datasource):
         self._share = share
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all rows of this rank."""
         return sum(task.metadata.size_bytes for task in self.get_read_tasks(1))
 
     def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:

@@ -125,7 +125,6 @@ class _Run:
         self.resumed_at = self._logged_step = self.step
 
     def steps(self) -> None:
-        """Take all steps that are left."""
         task, job = self.task, self.task.job
         share = Share(self._rank, self._world_size, self.step)
         passes = share.rows_per_step(task.plan) // task.rows_per_pass

@@ -140,7 +140,8 @@ class Ranks:
         if self._trainer is not None:
             self._trainer.kill()
             ray.kill(self._dispatcher)
-        _remove_placement_groups(self._before)
+        for group_id in _placement_groups(self._before):  # also those that Ray Train forgot
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
         self._trainer = self._dispatcher = self._started_for = None
 
 
@@ -155,7 +156,6 @@ class StoppableTrainer(TorchTrainer):
     """The controller's work, as an object reference."""
 
     def start(self) -> None:
-        """Start the workers."""
         self.fit()
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
@@ -186,7 +186,6 @@ class StoppableTrainer(TorchTrainer):
             ray.kill(self._controller)  # its workers end with it
 
     def abort(self) -> None:
-        """Stop the workers, and then it."""
         if self._controller is None:
             return
         try:
@@ -247,12 +246,6 @@ def _placement_groups(besides: Collection[str] = ()) -> dict[str, str]:
 def _waits_for_resources(before: Collection[str]) -> bool:
     """Whether a placement group that was not there before has not got its resources yet."""
     return any(state != "CREATED" for state in _placement_groups(before).values())
-
-
-def _remove_placement_groups(before: Collection[str]) -> None:
-    """Give back all placement groups that were not there before."""
-    for group_id in _placement_groups(before):
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
 @contextlib.contextmanager

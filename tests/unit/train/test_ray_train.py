@@ -79,7 +79,7 @@ def test_ranks_that_ended_while_they_had_nothing_to_do_are_no_failure_of_the_nex
     started: list[Any] = []
     monkeypatch.setattr(ray_train.ray, "wait", lambda running, timeout: (running, []))
     monkeypatch.setattr(ray_train.ray, "kill", lambda _: None)
-    monkeypatch.setattr(ray_train, "_remove_placement_groups", lambda _: None)
+    monkeypatch.setattr(ray_train, "_placement_groups", lambda _: {})
     monkeypatch.setattr(ray_train, "watched", lambda *_: nullcontext())
     monkeypatch.setattr(Ranks, "_start", lambda _, job: started.append(job) or new)
 
