@@ -57,9 +57,10 @@ class Engine:
             os.environ.setdefault(key, value)
         os.environ.update(workers.env)
         if not workers.num_gpus and workers.vllm.get("enforce_eager"):
+            # Or vLLM's first probe compiles a sum of comparisons, which takes 4 s of every start.
+            os.environ["TORCH_COMPILE_DISABLE"] = "1"  # for processes of vLLM's own
             import torch._dynamo
 
-            # Or vLLM's first probe compiles a sum of comparisons, which takes 4 s of every start.
             torch._dynamo.config.disable = True
         from vllm import EngineArgs
         from vllm.config import WeightTransferConfig

@@ -26,6 +26,7 @@ ENGINE_ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # as rise-ray's own engines
 }
 BUCKET_BYTES = 64 * 1024
 DEADLINE_S = 60.0
