@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
@@ -93,16 +92,13 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object | None) -> None:
-    """Of a process of pytest that ended: what the last of the Rays without a driver said.
+    """Of a process of pytest that ended by itself: what its Ray said last.
 
-    Ray ends its driver's process without a word to it where it cannot reach its own.
+    Ray aborts its driver's process, in which pytest keeps what it says, for a bug of its own.
     """
-    sessions = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray").glob("session_*_*_*_*")
-    ended = [path for path in sessions if not psutil.pid_exists(int(path.name.split("_")[-1]))]
-    if not error or not ended:
-        return
-    logs = max(ended) / "logs"
-    for log in (*logs.glob("python-core-driver-*.log"), *logs.glob("[gr][ca]*.out")):
+    rays = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+    pid = node.gateway._io.popen.pid
+    for log in rays.glob(f"session_*_{pid}/logs/python-core-driver-*.log") if error else ():
         lines = log.read_text(errors="backslashreplace").splitlines()
         said = [line for line in lines if not line.startswith(("\t", "[state-dump]"))]
-        print(f"\n{node.gateway.id}: the end of {log.name}", *said[-20:], sep="\n")
+        print(f"\n{node.gateway.id}: the end of {log.name}", *said[-30:], sep="\n")

@@ -66,8 +66,10 @@ def in_task(
     call = task.remote(*arguments)
     try:
         return answer(what, call, deadline_s)
-    except BaseException:  # a stop, too: nothing may write when the run has another driver
-        ray.cancel(call, force=True)
-        with contextlib.suppress(RayError):
-            ray.get(call, timeout=_CANCEL_S)
+    except BaseException as error:  # a stop, too: nothing may write when the run has another driver
+        # Where it has just ended, Ray (2.60) would abort the driver.
+        if not (isinstance(error, RayError) or ray.wait([call], timeout=0)[0]):
+            ray.cancel(call, force=True)
+            with contextlib.suppress(RayError):
+                ray.get(call, timeout=_CANCEL_S)
         raise

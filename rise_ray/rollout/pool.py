@@ -179,7 +179,7 @@ class RolloutPool:
         try:
             ray.get(sent, timeout=self._sync.deadline_s)
         except GetTimeoutError as error:
-            for task in sent:
+            for task in ray.wait(sent, num_returns=len(sent), timeout=0)[1]:
                 ray.cancel(task, force=True)
             names = ", ".join(member.name for member in members)
             raise SyncError(self._late(f"one of {names}")) from error
