@@ -31,14 +31,12 @@ LOOPBACK_ENVIRONMENT = {
 
 TRAINER = "training worker"
 
-# Ray gives its processes 30 s, and a driver that cannot reach it ends itself after 60 s without a
-# word, which a machine that is busy for a while misses.
+# Ray gives its processes 30 s, which a machine that is busy for a while misses.
 _START_DEADLINE_S = 180
 _STARTS = 3  # a raylet gives its agent 15 s, which cannot be set, and dies (ray-project/ray#65983)
 _PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": str(_START_DEADLINE_S),
     "RAY_agent_register_timeout_ms": str(1000 * _START_DEADLINE_S),
-    "RAY_gcs_rpc_server_reconnect_timeout_s": str(_START_DEADLINE_S),
 }
 
 # Ray warns once there are four processes to each that it starts at a time, by default one per CPU;

@@ -57,11 +57,11 @@ class Engine:
             os.environ.setdefault(key, value)
         os.environ.update(workers.env)
         if not workers.num_gpus and workers.vllm.get("enforce_eager"):
-            # Or vLLM's first probe compiles a sum of comparisons, which takes 4 s of every start.
-            os.environ["TORCH_COMPILE_DISABLE"] = "1"  # for processes of vLLM's own
+            # Or vLLM's first probe compiles a sum of comparisons, in 4 s, in each of its processes.
+            off = os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
             import torch._dynamo
 
-            torch._dynamo.config.disable = True
+            torch._dynamo.config.disable = off == "1"
         from vllm import EngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.llm_engine import LLMEngine

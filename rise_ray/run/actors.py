@@ -157,9 +157,8 @@ class Actors:
             derive_seed(self._config.seed, "teacher"),
             label="teacher",
         )
-        pool.start()
         deadline_s = self._config.ray.task_deadline_s
-        add_reference(version, model, teacher.workers, self._probe, deadline_s)
+        add_reference(version, model, teacher.workers, self._probe, deadline_s, pool.start)
         pool.wait_ready()
         return pool
 
@@ -187,14 +186,18 @@ def add_reference(
     workers: WorkersConfig,
     probe: Probe,
     deadline_s: float,
+    meanwhile: Callable[[], object],
 ) -> None:
-    """Make the probe reference of a given model for such workers, by plain Hugging Face, once.
+    """Make a given model's probe reference for such workers, by plain Hugging Face, once.
+
+    `meanwhile` begins, before that, what takes as long and does not need it.
 
     Raises:
         ClusterError: that took longer than `deadline_s`.
     """
     parity, checkpoint = Folder(version.parity), version.checkpoint
     if not parity.exists(PARITY_FILE):
+        meanwhile()
         chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
         longest = model.max_model_len - 1  # a teacher's is its own
         sequences = [ids[:longest] for ids in probe(chat)]

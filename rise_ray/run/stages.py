@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Self
 
 from rise_ray.cluster.connection import this_node
@@ -46,7 +46,7 @@ from rise_ray.run.versions import package_versions
 from rise_ray.run.warm_start import demonstrate, demonstration_examples, initial_model
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
-from rise_ray.sync.parity import PARITY_FILE, parity_sequences
+from rise_ray.sync.parity import parity_sequences
 from rise_ray.tasks import load_task
 from rise_ray.train.fit import train
 from rise_ray.train.job import TrainJob
@@ -203,12 +203,11 @@ class Stages:
     @cached_property
     def _given(self) -> WeightVersion:
         """The model that iteration 1 starts from where there is no warm start."""
-        config, parity = self.config, self.run.folder / "base"
-        version = given_model(config.model, parity)
-        if not parity.exists(PARITY_FILE):
-            self._actors.start_workers(version)  # they load meanwhile
-            workers, deadline_s = config.rollout.workers, config.ray.task_deadline_s
-            add_reference(version, config.model, workers, self._probe, deadline_s)
+        config = self.config
+        version = given_model(config.model, self.run.folder / "base")
+        workers, deadline_s = config.rollout.workers, config.ray.task_deadline_s
+        start = partial(self._actors.start_workers, version)
+        add_reference(version, config.model, workers, self._probe, deadline_s, start)
         return version
 
     def _version(self, weights: Weights) -> WeightVersion:

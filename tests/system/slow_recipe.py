@@ -16,15 +16,19 @@ TRAJECTORY_S = 0.15
 SLOW_RISE, SLOW_CHAINS = (f"tests.system.slow_recipe:{name}" for name in ("SlowRise", "SlowChains"))
 
 
-class SlowRevision(Revision):
-    """`Revision`, later."""
+class Slow:
+    """Beside a rule: the same, later."""
 
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
     ) -> Iterator[Row]:
         """See `rise_ray.relabel.rule.Rule`."""
         time.sleep(TRAJECTORY_S)
-        yield from super().rows(trajectory, context, dropped)
+        yield from super().rows(trajectory, context, dropped)  # type: ignore[misc]
+
+
+class SlowRevision(Slow, Revision):
+    """`Revision`, later."""
 
 
 class SlowRise(Rise):
@@ -34,15 +38,8 @@ class SlowRise(Rise):
     rule: SlowRevision
 
 
-class SlowLastAttempts(LastAttempts):
+class SlowLastAttempts(Slow, LastAttempts):
     """`LastAttempts`, later."""
-
-    def rows(
-        self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
-    ) -> Iterator[Row]:
-        """See `rise_ray.relabel.rule.Rule`."""
-        time.sleep(TRAJECTORY_S)
-        yield from super().rows(trajectory, context, dropped)
 
 
 class SlowChains(Chains):
