@@ -197,11 +197,11 @@ def test_the_same_ranks_train_again_and_one_that_was_lost_meanwhile_is_replaced(
     ranks = named("ray::RayTrainWorker")
     again = trained(replace(job, name="iteration=2"))
     assert named("ray::RayTrainWorker") == ranks
-    os.kill(ranks[0].pid, signal.SIGKILL)
-    after = trained(replace(job, name="iteration=3"))
     os.kill(named("ray::TrainController")[0].pid, signal.SIGKILL)
-    anew = trained(replace(job, name="iteration=4"))
-    for other in (again, after, anew):
+    anew = trained(replace(job, name="iteration=3"))
+    os.kill(named("ray::RayTrainWorker")[-1].pid, signal.SIGKILL)  # of the new ones
+    after = trained(replace(job, name="iteration=4"))  # gives the controller back, too
+    for other in (again, anew, after):
         assert (other.steps, other.resumed_at) == (once.steps, 0)
         assert other.first_loss == pytest.approx(once.first_loss, rel=1e-5)
         assert other.last_loss == pytest.approx(once.last_loss, rel=1e-5)
