@@ -17,15 +17,8 @@ from rise_ray.errors import ConfigError, DataError, StoreError
 from rise_ray.evaluate.metrics import EvalResult, evaluate
 from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
 from rise_ray.mdp import MAIN_TRACK
+from rise_ray.report import words
 from rise_ray.report.table import main_metrics
-from rise_ray.report.words import (
-    difference,
-    figures,
-    metric_label,
-    percent,
-    percent_interval,
-    plural,
-)
 from rise_ray.run.journal import LAST_STAGE
 from rise_ray.run.lineage import RunRecord, open_run
 from rise_ray.run.plans import evaluated_models, of_kind
@@ -98,27 +91,30 @@ def markdown(found: Mapping[str, Any]) -> str:
     seeds, turns = found["seeds"], found["turns"]
     names = main_metrics(turns, found["parallel"])
     rates = {"keep_rate": "keeps right", "fix_rate": "fixes wrong"} if turns > 1 else {}
-    header = ["model", *map(metric_label, names), f"right at turns 1-{turns}", *rates.values()]
+    by_turn = f"right at turns 1-{turns}"
+    header = ["model", *map(words.metric_label, names), by_turn, *rates.values()]
     rows = []
     for model, of in found["models"].items():
         metrics = of["metrics"]
         cells = {
-            name: f"{percent(m['value'])} {percent_interval(m)}".strip()
+            name: f"{words.percent(m['value'])} {words.percent_interval(m)}".strip()
             for name, m in metrics.items()
         }
-        right = (percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1))
-        rows.append(
-            [model, *(cells[n] for n in names), " ".join(right), *(cells[n] for n in rates)]
-        )
+        right = (words.percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1))
+        figures = (cells[name] for name in names)
+        rows.append([model, *figures, " ".join(right), *(cells[name] for name in rates)])
     compared = [
-        [f"{figures(one)} ({one['note']})", *map(_difference, [one, *one["seeds"]])]
+        [
+            f"{words.figures(one)} ({one['note']})",
+            *(words.difference(of, unit="") or "not measured" for of in [one, *one["seeds"]]),
+        ]
         for one in found["comparisons"]
     ]
     titles = ["compared", "all seeds", *(f"seed {seed}" for seed in seeds)]
     caption = (
-        f"Percent [95% interval], mean of {plural(len(seeds), 'seed')}; split "
-        f"{found['split']}, {plural(found['problems'], 'problem')} x "
-        f"{plural(found['samples'], 'sample')}. Differences in points, paired by problem."
+        f"Percent [95% interval], mean of {words.plural(len(seeds), 'seed')}; split "
+        f"{found['split']}, {words.plural(found['problems'], 'problem')} x "
+        f"{words.plural(found['samples'], 'sample')}. Differences in points, paired by problem."
     )
     return "\n\n".join(
         [_table(header, rows), caption, _table(titles, compared), _limits(len(seeds))]
@@ -179,10 +175,6 @@ def _results(record: RunRecord) -> dict[str, EvalResult]:
         )
         for spec in evaluations
     }
-
-
-def _difference(one: Mapping[str, Any]) -> str:
-    return difference(one).replace(" points", "") or "not measured"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -108,11 +108,7 @@ def model_colours(models: Sequence[str]) -> dict[str, str]:
 
 
 def _banded_line(
-    axes: Axes,
-    name: str,
-    x: Sequence[float],
-    metrics: Sequence[Mapping[str, float]],
-    colour: str,
+    axes: Axes, name: str, x: Sequence[float], metrics: Sequence[Mapping[str, float]], colour: str
 ) -> End:
     """Draw metrics in percent with their intervals as a band."""
     value, low, high = ([100 * m[key] for m in metrics] for key in ("value", "low", "high"))

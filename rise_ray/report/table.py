@@ -17,6 +17,7 @@ from rise_ray.report.records import Record, Training, eval_records, last_model, 
 from rise_ray.text import printable
 
 _NAME_WIDTH = 12  # of a model's name; with it the table fits 80 columns
+_PLAIN: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "show_edge": False}
 _STYLES = {"gain": "green", "loss": "red"}
 
 
@@ -39,7 +40,7 @@ def results_table(
     shown = evaluated[last_model(evaluated)]
     turns, parallel = protocol(shown)
     names = main_metrics(turns, parallel)
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    table = Table(**_PLAIN)
     table.add_column("model", no_wrap=True)
     for name in names:
         table.add_column(words.metric_label(name).replace(" (oracle)", "\noracle"), justify="right")
@@ -60,14 +61,8 @@ def results_table(
 
 def training_table(trained: Mapping[str, Training]) -> RenderableType:
     """What each track was trained on, a row for each of at least one training."""
-    table = Table(
-        box=box.SIMPLE,
-        pad_edge=False,
-        show_edge=False,
-        title="What each track was trained on",
-        title_justify="left",
-        title_style="",
-    )
+    title = "What each track was trained on"
+    table = Table(**_PLAIN, title=title, title_justify="left", title_style="")
     table.add_column("training", no_wrap=True)
     rows = {stage: training_cells(training) for stage, training in trained.items()}
     for name in next(iter(rows.values())):

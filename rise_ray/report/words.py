@@ -64,12 +64,12 @@ def figures(comparison: Mapping[str, Any]) -> str:
     return f"{left} against {right}"
 
 
-def difference(comparison: Mapping[str, Any]) -> str:
+def difference(comparison: Mapping[str, Any], unit: str = " points") -> str:
     """The difference with its interval: `+23.0 points [+20.7, +25.3]`; empty if not measured."""
     if comparison["value"] is None:
         return ""
     value, low, high = (points(comparison[key]) for key in ("value", "low", "high"))
-    return f"{value} points [{low}, {high}]"
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def sentence(comparison: Mapping[str, Any]) -> str:
