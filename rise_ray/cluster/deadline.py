@@ -1,4 +1,4 @@
-"""What a run asks of its own Ray tasks and actors, with an end to every wait: Ray's have none.
+"""What a run asks of its own Ray actors, with an end to every wait: Ray's have none.
 
 `ray.task_deadline_s` is that end for all that has no deadline of its own.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import ray
 from ray.exceptions import (
@@ -16,15 +16,14 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
     RayError,
-    WorkerCrashedError,
 )
 
 from rise_ray.errors import ClusterError
 
 T = TypeVar("T")
 
-_LOSSES = (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError)
-_CANCEL_S = 5.0  # for Ray to end a process
+_LOSSES = (NodeDiedError, OutOfMemoryError, RayActorError)
+_STOP_S = 5.0  # for Ray to end a process
 
 
 def answer(what: str, call: Any, deadline_s: float) -> Any:
@@ -49,27 +48,31 @@ def answer(what: str, call: Any, deadline_s: float) -> Any:
         raise ClusterError(f"{what}: the process is lost: {reason}; try --resume") from error
 
 
-def in_task(
-    what: str,
-    deadline_s: float,
-    work: Callable[..., T],
-    *arguments: Any,
-    num_cpus: float,
-    **options: Any,
-) -> T:
-    """`work(*arguments)` in a Ray task whose process ends with it, or with the wait; see `answer`.
+class SideProcess(Generic[T]):
+    """A process beside the driver that does `work`, once or often (a Ray actor).
 
-    Ray runs it again, up to three times, where its process dies: it has to be idempotent.
-    `options` are Ray's others of the task.
+    It starts at once, while the caller does something else. Where it dies while it works, Ray
+    starts it and the work again, up to three times: that has to be idempotent. `options` are Ray's
+    of an actor.
     """
-    task: Any = ray.remote(num_cpus=num_cpus, max_calls=1, **options)(work)
-    call = task.remote(*arguments)
-    try:
-        return answer(what, call, deadline_s)
-    except BaseException as error:  # a stop, too: nothing may write when the run has another driver
-        # Where it has just ended, Ray (2.60) would abort the driver.
-        if not (isinstance(error, RayError) or ray.wait([call], timeout=0)[0]):
-            ray.cancel(call, force=True)
+
+    def __init__(self, work: Callable[..., T], **options: Any) -> None:
+        methods = {"do": lambda self, *arguments: work(*arguments)}
+        actor: Any = ray.remote(type(work.__name__, (), methods))  # the process has this name
+        options |= {"max_restarts": -1, "max_task_retries": 3}
+        self._actor = actor.options(**options).remote()
+
+    def do(self, what: str, deadline_s: float, *arguments: Any) -> T:
+        """`work(*arguments)` there, once; see `answer`. The process ends if this fails."""
+        call = self._actor.do.remote(*arguments)
+        try:
+            return cast(T, answer(what, call, deadline_s))
+        except BaseException:  # a stop, too: nothing may write when the run has another driver
+            self.close()
             with contextlib.suppress(RayError):
-                ray.get(call, timeout=_CANCEL_S)
-        raise
+                ray.get(call, timeout=_STOP_S)
+            raise
+
+    def close(self) -> None:
+        """End the process."""
+        ray.kill(self._actor)

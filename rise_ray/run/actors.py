@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rise_ray.cluster.connection import this_node
+from rise_ray.cluster.deadline import SideProcess
 from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.feedback.teacher import Spending, Student, Teacher, make_teacher
 from rise_ray.mdp import Trajectory, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer, resolve_dtype, shared_model
+from rise_ray.relabel.job import RelabelResult, write_relabeled
 from rise_ray.report.console import Console
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.run.journal import Run
 from rise_ray.store.files import Folder
-from rise_ray.sync.parity import PARITY_FILE, drift_record, reference_in_task
+from rise_ray.sync.parity import PARITY_FILE, drift_record, make_reference
 from rise_ray.tasks.base import Task
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
 
@@ -46,11 +49,14 @@ class Actors:
         self._pool: RolloutPool | None = None
         self._teacher_pool: RolloutPool | None = None
         self._teacher: Teacher | None = None
+        self._relabeler: SideProcess[RelabelResult] | None = None
 
     def stop(self) -> None:
         self.release_workers()
         if "ranks" in self.__dict__:
             self.ranks.release()
+        if self._relabeler is not None:
+            self._relabeler.close()
         for verifier in self.__dict__.get("_verifiers", ()):
             verifier.stop()
 
@@ -113,6 +119,14 @@ class Actors:
             )
             self._pool.start()
         return self._pool
+
+    def start_relabeler(self) -> SideProcess[RelabelResult]:
+        """The one of all iterations; where there was none, it begins to import its libraries."""
+        if self._relabeler is None:
+            self._relabeler = SideProcess(
+                write_relabeled, num_cpus=0, scheduling_strategy=this_node()
+            )
+        return self._relabeler
 
     def _pool_with(self, weights: WeightVersion) -> RolloutPool:
         """The pool, with its workers up and synced to `weights`."""
@@ -202,7 +216,7 @@ def add_reference(
         longest = model.max_model_len - 1  # a teacher's is its own
         sequences = [ids[:longest] for ids in probe(chat)]
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
-        reference = reference_in_task(
+        reference = make_reference(
             checkpoint, sequences, dtype, model.trust_remote_code, deadline_s
         )
         reference.save(parity)

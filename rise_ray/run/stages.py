@@ -13,8 +13,6 @@ from dataclasses import asdict
 from functools import cache, cached_property, partial
 from typing import Any, Self
 
-from rise_ray.cluster.connection import this_node
-from rise_ray.cluster.deadline import in_task
 from rise_ray.config.settings import TrainConfig
 from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.errors import user_error
@@ -22,7 +20,6 @@ from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EVALUATION, EvalResult, eval_record, evaluate
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer
-from rise_ray.relabel.job import write_relabeled
 from rise_ray.report.console import Console
 from rise_ray.report.html import write_report
 from rise_ray.report.tracking import PhaseLog, start_tracker
@@ -102,6 +99,7 @@ class Stages:
 
     def _collect(self, spec: Roll) -> Result:
         """Roll the iteration's problems on-policy, with candidates or a teacher's answers."""
+        self._actors.start_relabeler()  # beside the rollouts
         available = self._problems(self.config.split)
         problems = iteration_problems(self.config, available, spec.place.iteration)
         plan = roll_plan(self.config, spec, self._candidates(spec))
@@ -110,18 +108,15 @@ class Stages:
     def _relabel(self, spec: Rows) -> Result:
         """Turn stored trajectories into an examples folder."""
         self._actors.make_room()
-        result = in_task(
+        result = self._actors.start_relabeler().do(
             "relabeling",
             self.config.ray.task_deadline_s,
-            write_relabeled,
             self.run.trajectories,
             {place: self._sealed(str(place)) for place in spec.sources},
             spec.rule,
             self.config.model.max_model_len,
             derive_seed(self.config.seed, "relabel", spec.place.stage),
             self._examples(spec.place),
-            num_cpus=0,
-            scheduling_strategy=this_node(),
         )
         self.console.step(f"{result.manifest.examples:,} examples")
         return {

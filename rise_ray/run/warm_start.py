@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-from rise_ray.cluster.deadline import in_task
+from rise_ray.cluster.deadline import SideProcess
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import DataError
 from rise_ray.mdp import MAIN_TRACK, Example, Message, Place, Problem, Provenance, Span, derive_seed
@@ -51,8 +52,9 @@ def initial_model(config: RunConfig, task: Task, chats: Sequence[Chat], folder: 
             )
             folder.upload(path)
 
-    # In a task whose process ends with it: the driver stays free of torch.
-    in_task("making the first model", config.ray.task_deadline_s, make, num_cpus=0.25)
+    # The driver stays free of torch.
+    with closing(SideProcess(make, num_cpus=0.25)) as process:
+        process.do("making the first model", config.ray.task_deadline_s)
     return folder.uri
 
 

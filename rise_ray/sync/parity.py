@@ -15,6 +15,7 @@ import json
 import math
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +244,7 @@ def reference_logprobs(
 ) -> ParityReference:
     """The reference of a checkpoint, by plain Hugging Face on the CPU.
 
-    Imports torch: in the driver, use `reference_in_task`.
+    Imports torch: in the driver, use `make_reference`.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -284,22 +285,23 @@ def sequence_logprobs(
     return tuple(rows)
 
 
-def reference_in_task(
+def make_reference(
     checkpoint: str,
     sequences: Sequence[Sequence[int]],
     dtype: str,
     trust_remote_code: bool,
     deadline_s: float,
 ) -> ParityReference:
-    """`reference_logprobs` of a folder, URI or hub name, in a Ray task of its own process.
+    """`reference_logprobs` of a folder, URI or hub name, in a process of its own.
 
     Raises:
         ClusterError: it took longer than `deadline_s`, the wait for its CPU included.
     """
-    from rise_ray.cluster.deadline import in_task  # Ray: the probe itself has no use for it
+    from rise_ray.cluster.deadline import SideProcess  # Ray: the probe itself has no use for it
 
     def score() -> ParityReference:
         path = locate_model(checkpoint)
         return reference_logprobs(path, sequences, dtype, trust_remote_code)
 
-    return in_task(f"the parity reference of {checkpoint}", deadline_s, score, num_cpus=1)
+    with closing(SideProcess(score, num_cpus=1)) as process:
+        return process.do(f"the parity reference of {checkpoint}", deadline_s)

@@ -89,14 +89,12 @@ def test_a_worker_that_no_node_can_hold_is_told(config: Callable[..., RunConfig]
 
 
 @pytest.mark.usefixtures("ray_runtime")
-def test_an_architecture_that_is_none_comes_back_from_its_task(
-    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_architecture_that_is_none_comes_back_from_its_process(
+    config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     from rise_ray.run.warm_start import initial_model
     from rise_ray.tasks import load_task
 
-    # Ray aborts the driver where a task that has just ended is cancelled.
-    monkeypatch.delattr("ray.cancel")
     bad = config("model.scratch.architecture={model_type: perceptron-9000}")
     folder = Folder(str(tmp_path / "scratch"))
     error = _ours(lambda: initial_model(bad, load_task(bad.task), [], folder))
@@ -105,11 +103,11 @@ def test_an_architecture_that_is_none_comes_back_from_its_task(
 
 
 @pytest.mark.usefixtures("ray_runtime")
-def test_a_model_that_cannot_be_loaded_comes_back_from_its_task(tmp_path: Path) -> None:
-    from rise_ray.sync.parity import reference_in_task
+def test_a_model_that_cannot_be_loaded_comes_back_from_its_process(tmp_path: Path) -> None:
+    from rise_ray.sync.parity import make_reference
 
     (tmp_path / "config.json").write_text("{")
-    error = _ours(lambda: reference_in_task(str(tmp_path), [(1, 2)], "float32", False, 60.0))
+    error = _ours(lambda: make_reference(str(tmp_path), [(1, 2)], "float32", False, 60.0))
     assert isinstance(error, ModelError)
     assert str(tmp_path) in str(error)
 

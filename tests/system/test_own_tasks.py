@@ -1,4 +1,4 @@
-"""A run's own tasks: room for them beside rollout workers, an end in time, another try."""
+"""A run's own tasks and actors: room beside rollout workers, an end in time, another try."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from rise_ray.cluster.deadline import in_task
+from rise_ray.cluster.deadline import SideProcess
 from rise_ray.config.loading import load_config
 from rise_ray.errors import ClusterError
 from rise_ray.mdp import Place
@@ -25,7 +26,7 @@ from rise_ray.run.stages import Stages
 from rise_ray.store.examples import read_manifest
 from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import TrajectoryStore
-from rise_ray.sync.parity import reference_in_task
+from rise_ray.sync.parity import make_reference
 from tests.system.miniature import COLLECT, JOB, SETTINGS
 from tests.system.processes import losing, named, wait_gone
 from tests.unit.relabel.builders import rolled
@@ -46,22 +47,32 @@ def no_cpu(ray_runtime: None) -> Iterator[None]:
 def test_a_relabeling_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) -> None:
     late = r"^relabeling did not end within 15 s; .*`ray.task_deadline_s`.* free ones are {"
     with pytest.raises(ClusterError, match=late):
-        relabel(tmp_path, deadline_s=15.0)
+        relabeler().do("relabeling", 15.0, *work(tmp_path))
     assert wait_gone(named("ray::write_relabeled")) == []
     assert not (tmp_path / "examples").exists()
 
 
 @pytest.mark.usefixtures("ray_runtime")
-def test_a_relabeling_whose_process_dies_is_done_again(tmp_path: Path) -> None:
-    with losing("ray::write_relabeled", signal.SIGKILL):
-        struck = relabel(tmp_path / "struck", deadline_s=120.0)
-    assert struck == relabel(tmp_path / "whole", deadline_s=120.0)
+def test_a_relabeling_whose_process_dies_is_done_again_and_the_process_stays(
+    tmp_path: Path,
+) -> None:
+    process = relabeler()
+    with losing("ray::write_relabeled.do", signal.SIGKILL):
+        struck = process.do("relabeling", 120.0, *work(tmp_path / "struck"))
+    started = named("ray::write_relabeled")
+    assert process.do("relabeling", 120.0, *work(tmp_path / "whole")) == struck
+    assert named("ray::write_relabeled") == started
+    process.close()
+    assert wait_gone(started) == []
 
 
-def relabel(folder: Path, deadline_s: float) -> RelabelResult:
-    """As a stage does it, of so many parts that they stream through Ray Data."""
-    what = (*many_parts(folder), Revision(), 64, 0, Folder(str(folder / "examples")))
-    return in_task("relabeling", deadline_s, write_relabeled, *what, num_cpus=0)
+def relabeler() -> SideProcess[RelabelResult]:
+    return SideProcess(write_relabeled, num_cpus=0)
+
+
+def work(folder: Path) -> tuple[Any, ...]:
+    """A stage's, of so many parts that they stream through Ray Data."""
+    return (*many_parts(folder), Revision(), 64, 0, Folder(str(folder / "examples")))
 
 
 def many_parts(folder: Path) -> tuple[TrajectoryStore, dict[Place, str]]:
@@ -96,7 +107,7 @@ def test_many_parts_by_ray_data_are_what_they_are_in_one_process(
 @pytest.mark.usefixtures("no_cpu")
 def test_a_reference_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"^the parity reference of .* did not end within 2 s"):
-        reference_in_task(str(tmp_path), [(1, 2)], "float32", False, 2.0)
+        make_reference(str(tmp_path), [(1, 2)], "float32", False, 2.0)
 
 
 @pytest.mark.usefixtures("ray_runtime")

@@ -75,7 +75,7 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
     stored = len(stored_ids(folder, AGAIN))
     assert 0 < stored < PROBLEMS
 
-    orphans += kill_when(resume, log, lambda pid: bool(named("ray::write_relabeled", pid)))
+    orphans += kill_when(resume, log, lambda pid: bool(named("ray::write_relabeled.do", pid)))
     relabeling = journal(folder)
     assert list(relabeling) == ASKED
     assert relabeling[str(AGAIN)]["rolled"] == PROBLEMS - stored

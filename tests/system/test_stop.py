@@ -77,7 +77,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
     assert not (folder / "owner.json").exists()
     assert wait_freed(memory) == []
 
-    stopped_when(lambda pid: bool(named("ray::write_relabeled", pid)), signal.SIGTERM)
+    stopped_when(lambda pid: bool(named("ray::write_relabeled.do", pid)), signal.SIGTERM)
     assert "iteration-1/relabel" not in journal(folder)
 
     stopped_when(waits_for_resources, signal.SIGTERM, *SPOT_NODES)
