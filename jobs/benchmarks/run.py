@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem != "run")
+NAMES = sorted(f.stem for f in HERE.glob("[!_]*.py") if f.stem != "run")
 
 
 def main() -> int:
