@@ -75,7 +75,7 @@ def _measure(responses: int) -> dict[str, Any]:
 def _store(folder: Folder, responses: int) -> int:
     """Whole parts of equal trajectories on different problems; the number of responses."""
     rng = random.Random(0)
-    sizes = {"turns": TURNS, "candidates": CANDIDATES, "tokens": TOKENS, "rng": rng}
+    sizes: dict[str, Any] = {"turns": TURNS, "candidates": CANDIDATES, "tokens": TOKENS, "rng": rng}
     one = [trajectory(problem(n), PLACE, **sizes) for n in range(PART_ROWS)]
     table, store = trajectories_to_table(one), TrajectoryStore(folder / "trajectories")
     parts = max(1, responses // (PART_ROWS * RESPONSES))

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,11 @@ from rise_ray.rollout.pool import RolloutPool
 from rise_ray.run.actors import add_reference, given_model
 from rise_ray.store.files import Folder
 from rise_ray.sync.parity import parity_sequences
+from rise_ray.tasks import load_task
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import start_verifiers
 
+TASK = TaskConfig(name="countdown")
 PROCESSES, CANDIDATES, ROUNDS = 2, 8, 3
 VLLM = {"enforce_eager": True, "max_num_seqs": 1024, "block_size": 64}
 WORKERS = WorkersConfig(
@@ -84,15 +86,16 @@ def _measure(name: str, problems: int, folder: Path) -> dict[str, Any]:
     chat = load_chat(locate_tokenizer(shared_model(path)), model, path)
     specs = _specs(chat, problems, turns, max_model_len, lengths)
     pool = _pool(model, chat, specs, folder / "parity")
-    bare = [_Bare.remote(shared_model(path), max_model_len) for _ in range(PROCESSES)]
+    host: Any = ray.remote(num_cpus=0.3, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(_Bare)
+    bare = [host.remote(shared_model(path), max_model_len) for _ in range(PROCESSES)]
     ours, baseline = [], []
     for seed in range(1 + ROUNDS):  # the first is to warm up
         seeded = [replace(spec, plan=replace(spec.plan, seed=seed)) for spec in specs]
         ours.append(_rate(lambda s=seeded: _pooled(pool, s)))  # type: ignore[misc]
         baseline.append(_rate(lambda s=seeded: _barriers(bare, s)))  # type: ignore[misc]
     pool.release()
-    for host in bare:
-        ray.kill(host)
+    for process in bare:
+        ray.kill(process)
     rate, baseline_rate = (statistics.median(rates[1:]) for rates in (ours, baseline))
     return {
         "name": name,
@@ -118,8 +121,7 @@ def _specs(
         turns=turns,
         candidates=CANDIDATES,
     )
-    drawn = Countdown().load("train")[:problems]
-    specs = specs_for(plan, Countdown(), chat, drawn, 1)
+    specs = specs_for(plan, load_task(TASK), chat, Countdown().load("train")[:problems], 1)
     return [
         replace(
             spec,
@@ -137,7 +139,7 @@ def _pool(
         return parity_sequences(chats, model.max_model_len)
 
     version = given_model(model, Folder(str(parity)))
-    verifiers = start_verifiers(TaskConfig(name="countdown"), VerifyConfig())
+    verifiers = start_verifiers(TASK, VerifyConfig())
     pool = RolloutPool(version, model, WORKERS, SyncConfig(), verifiers, 0)
     add_reference(version, model, WORKERS, probe, 600.0, pool.start)
     pool.wait_ready()
@@ -168,7 +170,6 @@ def _rate(work: Callable[[], int]) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-@ray.remote(num_cpus=0.3, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
 class _Bare:
     """vLLM's `LLM`, in this process like rise-ray's engine."""
 
@@ -188,7 +189,7 @@ class _Bare:
         """All turns of the episodes; the tokens that were generated."""
         from vllm import SamplingParams
 
-        chats = [list(spec.prompt) for spec in specs]
+        chats: list[list[dict[str, Any]]] = [[asdict(m) for m in spec.prompt] for spec in specs]
         tokens = 0
         for _ in range(specs[0].plan.turns):
             prompts = [

@@ -24,7 +24,7 @@ from typing import Any
 TURNS, PROMPT, RESPONSE, FEEDBACK = 5, 16, (14, 24), 12  # tokens
 VOCABULARY = 128
 SEPARATE = {"row_tokens": 256, "rows_per_pass": 4, "shared_prefixes": False}
-TREES = {"row_tokens": 512, "rows_per_pass": 2, "shared_prefixes": True}
+TREES: dict[str, Any] = {"row_tokens": 512, "rows_per_pass": 2, "shared_prefixes": True}
 BATCH_TOKENS = 2048
 ROUNDS = 5
 COUNTDOWN = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}

@@ -48,7 +48,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def _measure(model: Path, engines: int) -> dict[str, Any]:
-    hosts = [_Host.remote(str(model)) for _ in range(engines)]
+    one: Any = ray.remote(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(_Host)
+    hosts = [one.remote(str(model)) for _ in range(engines)]
     ray.get([host.reload.remote(str(model)) for host in hosts])  # up, and warm
     server = start_weight_server()  # as a pool keeps one
     _sync(server, model, 0, hosts)
@@ -107,7 +108,6 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-@ray.remote(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
 class _Host:
     """An engine in a process of its own, as a rollout worker has one."""
 
