@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _LOSSES = (NodeDiedError, OutOfMemoryError, RayActorError)
 _STOP_S = 5.0  # for Ray to end a process
+_TRIES = 4
 
 
 def answer(what: str, call: Any, deadline_s: float) -> Any:
@@ -51,27 +52,30 @@ def answer(what: str, call: Any, deadline_s: float) -> Any:
 class SideProcess(Generic[T]):
     """A process beside the driver that does `work`, once or often (a Ray actor).
 
-    It starts at once, while the caller does something else. Where it dies while it works, Ray
-    starts it and the work again, up to three times: that has to be idempotent. `options` are Ray's
-    of an actor.
+    It starts at once, while the caller does something else. Where it dies while it works, it is
+    started again, and so is the work, which has to be idempotent. `options` are Ray's of an actor.
     """
 
     def __init__(self, work: Callable[..., T], **options: Any) -> None:
         methods = {"do": lambda self, *arguments: work(*arguments)}
         actor: Any = ray.remote(type(work.__name__, (), methods))  # the process has this name
-        options |= {"max_restarts": -1, "max_task_retries": 3}
-        self._actor = actor.options(**options).remote()
+        self._actor = actor.options(max_restarts=-1, **options).remote()
 
     def do(self, what: str, deadline_s: float, *arguments: Any) -> T:
-        """`work(*arguments)` there, once; see `answer`. The process ends if this fails."""
-        call = self._actor.do.remote(*arguments)
-        try:
-            return cast(T, answer(what, call, deadline_s))
-        except BaseException:  # a stop, too: nothing may write when the run has another driver
-            self.close()
-            with contextlib.suppress(RayError):
-                ray.get(call, timeout=_STOP_S)
-            raise
+        """`work(*arguments)` there; see `answer`. The process ends if this fails."""
+        # Not Ray's own retries: it tells of those that it is about to make also where it is ended.
+        for tries_left in reversed(range(_TRIES)):
+            call = self._actor.do.remote(*arguments)
+            try:
+                return cast(T, answer(what, call, deadline_s))
+            except BaseException as error:
+                if tries_left and isinstance(error.__cause__, _LOSSES):
+                    continue
+                self.close()  # after a stop, too: nothing may write when the run has another driver
+                with contextlib.suppress(RayError):
+                    ray.get(call, timeout=_STOP_S)
+                raise
+        raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
         """End the process."""

@@ -216,7 +216,5 @@ def add_reference(
         longest = model.max_model_len - 1  # a teacher's is its own
         sequences = [ids[:longest] for ids in probe(chat)]
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
-        reference = make_reference(
-            checkpoint, sequences, dtype, model.trust_remote_code, deadline_s
-        )
-        reference.save(parity)
+        trusted = model.trust_remote_code
+        make_reference(checkpoint, sequences, dtype, trusted, deadline_s).save(parity)

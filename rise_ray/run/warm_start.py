@@ -52,8 +52,7 @@ def initial_model(config: RunConfig, task: Task, chats: Sequence[Chat], folder: 
             )
             folder.upload(path)
 
-    # The driver stays free of torch.
-    with closing(SideProcess(make, num_cpus=0.25)) as process:
+    with closing(SideProcess(make, num_cpus=0.25)) as process:  # the driver stays free of torch
         process.do("making the first model", config.ray.task_deadline_s)
     return folder.uri
 
