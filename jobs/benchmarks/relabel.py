@@ -73,7 +73,7 @@ def _measure(responses: int) -> dict[str, Any]:
 
 
 def _store(folder: Folder, responses: int) -> int:
-    """Whole parts of equal trajectories on different problems; the number of responses."""
+    """Whole parts of trajectories that differ in their problems; the number of responses."""
     rng = random.Random(0)
     sizes: dict[str, Any] = {"turns": TURNS, "candidates": CANDIDATES, "tokens": TOKENS, "rng": rng}
     one = [trajectory(problem(n), PLACE, **sizes) for n in range(PART_ROWS)]
@@ -82,11 +82,13 @@ def _store(folder: Folder, responses: int) -> int:
     for part in range(parts):
         ids = pa.array([f"{name}/{part}" for name in table["id"].to_pylist()])
         names = pa.array([f"{name}-{part}" for name in table["problem_id"].to_pylist()])
+        prompts = [[part, row, *range(58)] for row in range(PART_ROWS)]  # no example comes twice
         problems = table["problem"].combine_chunks()
         fields = {field.name: problems.field(field.name) for field in problems.type} | {"id": names}
         renamed = {
             "id": ids,
             "problem_id": names,
+            "prompt_ids": pa.array(prompts, pa.list_(pa.int32())),
             "problem": pa.StructArray.from_arrays(fields.values(), fields=list(problems.type)),
         }
         columns = [renamed.get(name, table[name]) for name in table.column_names]
