@@ -76,10 +76,11 @@ def run(quick: bool) -> list[dict[str, Any]]:
     if not ray.is_initialized():
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     with tempfile.TemporaryDirectory() as path:
-        return [_measure(name, 60 if quick else 250, Path(path) / name) for name in CASES]
+        size = (60, 1) if quick else (250, ROUNDS)
+        return [_measure(name, *size, Path(path) / name) for name in CASES]
 
 
-def _measure(name: str, problems: int, folder: Path) -> dict[str, Any]:
+def _measure(name: str, problems: int, rounds: int, folder: Path) -> dict[str, Any]:
     turns, max_model_len, lengths, goal = CASES[name]
     path = "package:countdown-base" if name == "rollout" else _random_model(folder, max_model_len)
     model = ModelConfig(path=path, max_model_len=max_model_len)
@@ -89,7 +90,7 @@ def _measure(name: str, problems: int, folder: Path) -> dict[str, Any]:
     host: Any = ray.remote(num_cpus=0.3, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(_Bare)
     bare = [host.remote(shared_model(path), max_model_len) for _ in range(PROCESSES)]
     ours, baseline = [], []
-    for seed in range(1 + ROUNDS):  # the first is to warm up
+    for seed in range(1 + rounds):  # the first is to warm up
         seeded = [replace(spec, plan=replace(spec.plan, seed=seed)) for spec in specs]
         ours.append(_rate(lambda s=seeded: _pooled(pool, s)))  # type: ignore[misc]
         baseline.append(_rate(lambda s=seeded: _barriers(bare, s)))  # type: ignore[misc]

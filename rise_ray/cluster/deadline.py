@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -27,17 +28,17 @@ _STOP_S = 5.0  # for Ray to end a process
 _TRIES = 4
 
 
-def answer(what: str, call: Any, deadline_s: float) -> Any:
+def answer(what: str, call: Any, deadline_s: float, waited_s: float = 0.0) -> Any:
     """The result of a task or an actor's method, of which `call` is the object reference.
 
-    The wait for a CPU or a node is in `deadline_s`, in seconds; errors name it `what`.
+    Seconds in all, the wait for a CPU or a node and `waited_s` included; errors name it `what`.
 
     Raises:
         ClusterError: there was none in time, or its process is lost.
         ray.exceptions.RayError: it failed (see `rise_ray.errors.user_error`).
     """
     try:
-        return ray.get(call, timeout=deadline_s)
+        return ray.get(call, timeout=max(0.0, deadline_s - waited_s))
     except GetTimeoutError as error:
         raise ClusterError(
             f"{what} did not end within {deadline_s:g} s; if it works, raise "
@@ -63,11 +64,12 @@ class SideProcess(Generic[T]):
 
     def do(self, what: str, deadline_s: float, *arguments: Any) -> T:
         """`work(*arguments)` there; see `answer`. The process ends if this fails."""
+        started = time.monotonic()
         # Not Ray's own retries: it tells of those that it is about to make also where it is ended.
         for tries_left in reversed(range(_TRIES)):
             call = self._actor.do.remote(*arguments)
             try:
-                return cast(T, answer(what, call, deadline_s))
+                return cast(T, answer(what, call, deadline_s, time.monotonic() - started))
             except BaseException as error:
                 if tries_left and isinstance(error.__cause__, _LOSSES):
                     continue

@@ -123,9 +123,8 @@ class Actors:
     def start_relabeler(self) -> SideProcess[RelabelResult]:
         """The one of all iterations; where there was none, it begins to import its libraries."""
         if self._relabeler is None:
-            self._relabeler = SideProcess(
-                write_relabeled, num_cpus=0, scheduling_strategy=this_node()
-            )
+            here = this_node()
+            self._relabeler = SideProcess(write_relabeled, num_cpus=0, scheduling_strategy=here)
         return self._relabeler
 
     def _pool_with(self, weights: WeightVersion) -> RolloutPool:

@@ -300,8 +300,7 @@ def make_reference(
     from rise_ray.cluster.deadline import SideProcess  # Ray: the probe itself has no use for it
 
     def score() -> ParityReference:
-        path = locate_model(checkpoint)
-        return reference_logprobs(path, sequences, dtype, trust_remote_code)
+        return reference_logprobs(locate_model(checkpoint), sequences, dtype, trust_remote_code)
 
     with closing(SideProcess(score, num_cpus=1)) as process:
         return process.do(f"the parity reference of {checkpoint}", deadline_s)

@@ -136,5 +136,6 @@ def test_relabeling_has_a_cpu_after_the_pool_grew_over_all_of_them(tmp_path: Pat
         roll, rows = (s for s in stages.stages if s.key in (str(COLLECT), "iteration-1/relabel"))
         stages.do(roll)
         assert ray.available_resources()["CPU"] < 1
+        assert named("ray::write_relabeled")  # it has started beside the rollouts
         stages.do(rows)
     assert read_manifest(stages.run.folder / "examples" / "iteration-1").examples
