@@ -31,7 +31,7 @@ _TRIES = 4
 def answer(what: str, call: Any, deadline_s: float, waited_s: float = 0.0) -> Any:
     """The result of a task or an actor's method, of which `call` is the object reference.
 
-    Seconds in all, the wait for a CPU or a node and `waited_s` included; errors name it `what`.
+    `deadline_s` is for all: `waited_s` before, the wait for a CPU or a node. Errors name it `what`.
 
     Raises:
         ClusterError: there was none in time, or its process is lost.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,18 @@ def test_a_relabeling_whose_process_dies_is_done_again_and_the_process_stays(
     assert named("ray::write_relabeled") == started
     process.close()
     assert wait_gone(started) == []
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_what_dies_again_and_again_has_one_deadline_for_all_its_tries() -> None:
+    late = r"^dying did not end within 8 s"
+    with closing(SideProcess(die, num_cpus=0)) as process, pytest.raises(ClusterError, match=late):
+        process.do("dying", 8.0)
+
+
+def die() -> None:
+    time.sleep(3)
+    os._exit(1)
 
 
 def relabeler() -> SideProcess[RelabelResult]:
