@@ -57,7 +57,7 @@ def _measure(name: str, engines: int, planned: int | None, rolled: int) -> dict[
     total, started = Tally(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         store = TrajectoryStore(Folder(folder))
-        with Committer(store, PLACE) as committer:  # as `roll_phase` does
+        with Committer(store) as committer:  # as `roll_phase` does
             for one in itertools.islice(pool.roll(specs), rolled):
                 committer.add(one)
                 total.add(one)

@@ -138,9 +138,11 @@ def roll_phase(
         stored.add(trajectory.id)
     missing = [spec for spec in specs if spec.id not in stored]
     errors = total.stop_reasons[StopReason.ERROR.value]
-    with Committer(store, place) as committer:
+    with Committer(store) as committer:
         for trajectory in roll(missing, len(specs), errors) if missing else ():
             committer.add(trajectory)
+            if trajectory.place != place:
+                continue  # rolled ahead, and counted by the phase that finds it stored
             total.add(trajectory)
             tally.add(trajectory)
             progress(total.trajectories, len(specs), tally)

@@ -6,7 +6,7 @@ Pure bookkeeping: the pool tells it what happened and asks what to do.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 class LeaseBook:
@@ -15,11 +15,22 @@ class LeaseBook:
     First come first leased; an episode that is lost with `max_attempts` workers is set aside.
     """
 
-    def __init__(self, ids: Iterable[str], max_attempts: int) -> None:
-        self._queue = deque(ids)
+    def __init__(self, max_attempts: int) -> None:
+        self._queue: deque[str] = deque()
         self._max_attempts = max_attempts
         self._leases: dict[str, set[str]] = {}
         self._losses: Counter[str] = Counter()
+
+    def ask(self, ids: Iterable[str], workers: Container[str]) -> None:
+        """From now on these ids, in their order; of the leases, theirs by `workers` stay."""
+        wanted = dict.fromkeys(ids)
+        self._leases = {
+            worker: held & wanted.keys()
+            for worker, held in self._leases.items()
+            if worker in workers
+        }
+        leased = set().union(*self._leases.values())
+        self._queue = deque(episode for episode in wanted if episode not in leased)
 
     @property
     def open(self) -> int:
@@ -64,6 +75,7 @@ class LeaseBook:
         if episode not in self._leases.get(worker, ()):
             return False
         self._leases[worker].remove(episode)
+        self._losses.pop(episode, None)
         return True
 
     def lost(self, worker: str, counts: bool = True) -> list[str]:
@@ -76,6 +88,7 @@ class LeaseBook:
         for episode in sorted(self._leases.pop(worker, ()), reverse=True):
             self._losses[episode] += counts
             if self._losses[episode] >= self._max_attempts:
+                del self._losses[episode]
                 aside.append(episode)
             else:
                 self._queue.appendleft(episode)

@@ -72,11 +72,20 @@ class RolloutPool:
         self.lost_workers = 0
         self.requeued = 0
         """Leases that went back to the queue, all rolls together."""
+        self._book = LeaseBook(workers.max_attempts)
 
     def roll(
-        self, specs: Sequence[EpisodeSpec], total: int | None = None, errors: int = 0
+        self,
+        specs: Sequence[EpisodeSpec],
+        total: int | None = None,
+        errors: int = 0,
+        ahead: Sequence[EpisodeSpec] = (),
     ) -> Iterator[Trajectory]:
         """Run episodes; yield each one's trajectory once, as they end.
+
+        Those of the next roll, with the same weights, may be run `ahead` where workers would wait
+        for the last of `specs`: what of them has ended by then is yielded, too, and what is under
+        way goes on in the next roll. One that ends as `error` is left to that.
 
         An episode that is lost with `max_attempts` workers is yielded with stop reason `error`.
         `max_error_share` is of `total` episodes (default: all of `specs`); the number `errors` of
@@ -88,22 +97,26 @@ class RolloutPool:
             ClusterError: `min_workers` workers did not come up in time, or, later, none was up for
                 as long.
         """
-        by_id = {spec.id: spec for spec in specs}
-        book = LeaseBook(by_id, self._config.max_attempts)
-        total = len(by_id) if total is None else total
-        if book.open:
-            self._grow(book.open)
+        by_id = {spec.id: spec for spec in (*specs, *ahead)}
+        own = {spec.id for spec in specs}
+        total = len(own) if total is None else total
+        self._book.ask(by_id, self._members)
+        if own:
+            self._grow(self._book.open)
             self.wait_ready()
         self._last_up = time.monotonic()
-        while book.open:
+        while own:
             self._leave_draining_nodes()
-            self._grow(book.open)
+            self._grow(self._book.open)
             self._limit_starts()
-            self._lease(book, by_id)
-            for trajectory in self._collect(book, by_id):
+            self._lease(by_id)
+            for trajectory in self._collect(by_id):
                 if trajectory.stop_reason is StopReason.ERROR:
+                    if trajectory.id not in own:
+                        continue
                     errors += 1
                     self._limit_errors(errors, total, trajectory)
+                own.discard(trajectory.id)
                 yield trajectory
 
     def start(self) -> None:
@@ -263,18 +276,18 @@ class RolloutPool:
             name, handle, Status.STARTING, handle.start.remote(), time.monotonic()
         )
 
-    def _lease(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> None:
+    def _lease(self, by_id: dict[str, EpisodeSpec]) -> None:
         for member in list(self._members.values()):
             if member.status is Status.STARTING or member.call is not None:
                 continue
             stays = member.status is Status.READY
-            taken = book.take(member.name, self._config.episodes_in_flight) if stays else []
-            if book.held(member.name):
+            taken = self._book.take(member.name, self._config.episodes_in_flight) if stays else []
+            if self._book.held(member.name):
                 member.exchange([by_id[episode] for episode in taken])
             elif not stays:
                 self._remove(member)
 
-    def _collect(self, book: LeaseBook, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
+    def _collect(self, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
         """Wait for workers' answers; handle joins, results, deaths and stalls."""
         calls = {m.call: m for m in self._members.values() if m.call is not None}
         for call in _first_done(calls):
@@ -290,17 +303,17 @@ class RolloutPool:
                     raise ours from error  # every other worker would meet it, too
                 if getattr(error, "preempted", False):
                     member.status = Status.LEAVING
-                yield from self._lost(member, cause(error), book, by_id)
+                yield from self._lost(member, cause(error), by_id)
                 continue
             member.note(progress)
             for trajectory in progress.finished:
-                if book.complete(member.name, trajectory.id):
+                if self._book.complete(member.name, trajectory.id):
                     yield trajectory
         deadline_s = self._config.progress_deadline_s
         for member in list(self._members.values()):
-            if book.held(member.name) and (lacking := member.stalled(deadline_s)):
+            if self._book.held(member.name) and (lacking := member.stalled(deadline_s)):
                 reason = f"no {lacking} for {deadline_s:g} s"
-                yield from self._lost(member, reason, book, by_id)
+                yield from self._lost(member, reason, by_id)
 
     def _started(self, member: Member) -> None:
         try:
@@ -329,11 +342,11 @@ class RolloutPool:
                 member.status = Status.LEAVING
 
     def _lost(
-        self, member: Member, reason: str, book: LeaseBook, by_id: dict[str, EpisodeSpec]
+        self, member: Member, reason: str, by_id: dict[str, EpisodeSpec]
     ) -> Iterator[Trajectory]:
-        held = book.held(member.name)
+        held = self._book.held(member.name)
         self._drop(member, f"{member.name} is lost with {held} episodes: {reason}")
-        aside = book.lost(member.name, counts=member.status is not Status.LEAVING)
+        aside = self._book.lost(member.name, counts=member.status is not Status.LEAVING)
         self.requeued += held - len(aside)
         for episode in aside:
             yield failed_trajectory(

@@ -72,13 +72,22 @@ class Actors:
         if "ranks" in self.__dict__ and ray.available_resources().get("CPU", 0.0) < 1:
             self.ranks.release()
 
-    def roller(self, weights: WeightVersion, chat: ChatFormat, teacher: TeacherConfig) -> Roll:
-        """Rolls episodes with `weights`, in the words of `chat`, and adds a teacher's answers."""
+    def roller(
+        self,
+        weights: WeightVersion,
+        chat: ChatFormat,
+        teacher: TeacherConfig,
+        ahead: Sequence[EpisodeSpec],
+    ) -> Roll:
+        """Rolls episodes with `weights`, in the words of `chat`, and adds a teacher's answers.
+
+        Workers that none of them is left for go on with those of `ahead`.
+        """
 
         def roll(specs: Sequence[EpisodeSpec], total: int, errors: int) -> Iterable[Trajectory]:
             pool = self._pool_with(weights)
             self._console.rolling()
-            trajectories = pool.roll(specs, total, errors)
+            trajectories = pool.roll(specs, total, errors, ahead)
             if isinstance(teacher, NoTeacher):
                 return trajectories
             return self._started_teacher(teacher, chat).improve(trajectories)

@@ -28,6 +28,19 @@ def rolling(specs: Iterable[Spec]) -> list[Roll | Evaluate]:
     return [spec for spec in specs if isinstance(spec, Roll | Evaluate)]
 
 
+def next_to_roll(stages: Sequence[Spec], spec: Roll | Evaluate) -> Roll | Evaluate | None:
+    """The stage after `spec` if its episodes may be begun while the last of `spec` are rolled.
+
+    They are of the same weights, no teacher has a part in either, and how many responses they have
+    does not depend on what was sampled.
+    """
+    following = stages[stages.index(spec) + 1]  # the last one is the report
+    if not isinstance(following, Roll | Evaluate) or following.weights != spec.weights:
+        return None
+    open_ended = isinstance(following, Roll) and following.episodes.candidates is None
+    return None if open_ended or teacher_of((spec, following)) else following
+
+
 def evaluated_models(specs: Iterable[Spec]) -> dict[str, Place]:
     """Every model that is evaluated: where its episodes are kept."""
     return {spec.model: spec.place for spec in of_kind(Evaluate, specs)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache, cached_property, partial
@@ -18,14 +18,14 @@ from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EVALUATION, EvalResult, eval_record, evaluate
-from rise_ray.mdp import MAIN_TRACK, Place, Problem, WeightVersion, derive_seed
+from rise_ray.mdp import MAIN_TRACK, Place, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer
 from rise_ray.report.console import Console
 from rise_ray.report.html import write_report
 from rise_ray.report.tracking import PhaseLog, start_tracker
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
-from rise_ray.rollout.episode import EpisodePlan
+from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.run.actors import Actors, add_reference, given_model
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.plans import (
@@ -34,6 +34,7 @@ from rise_ray.run.plans import (
     evaluated_models,
     evaluation_problems,
     iteration_problems,
+    next_to_roll,
     of_kind,
     roll_plan,
 )
@@ -98,12 +99,9 @@ class Stages:
                 self._report(spec)
 
     def _collect(self, spec: Roll) -> Result:
-        """Roll the iteration's problems on-policy, with candidates or a teacher's answers."""
+        """Roll the iteration's problems, with candidates or a teacher's answers."""
         self._actors.start_relabeler()  # beside the rollouts
-        available = self._problems(self.config.split)
-        problems = iteration_problems(self.config, available, spec.place.iteration)
-        plan = roll_plan(self.config, spec, self._candidates(spec))
-        return self._roll(spec.weights, plan, problems, 1, spec.episodes.teacher)
+        return self._roll(spec, spec.episodes.teacher)
 
     def _relabel(self, spec: Rows) -> Result:
         """Turn stored trajectories into an examples folder."""
@@ -140,9 +138,7 @@ class Stages:
     def _evaluate(self, spec: Evaluate) -> Result:
         """Measure weights on the held-out problems by RISE's protocol."""
         protocol = self.config.evaluation
-        problems = evaluation_problems(self.config, self._problems(protocol.split))
-        plan = eval_plan(self.config, spec.place)
-        counts = self._roll(spec.weights, plan, problems, protocol.samples, NoTeacher())
+        counts = self._roll(spec, NoTeacher())
         record = eval_record(
             spec.model,
             protocol.split,
@@ -265,28 +261,41 @@ class Stages:
             result = train(job, self._actors.ranks if stay else None)
         return asdict(result)
 
-    def _roll(
-        self,
-        weights: Weights,
-        plan: EpisodePlan,
-        problems: Sequence[Problem],
-        samples: int,
-        teacher: TeacherConfig,
-    ) -> Result:
-        version = self._version(weights)
+    def _roll(self, spec: Roll | Evaluate, teacher: TeacherConfig) -> Result:
+        version = self._version(spec.weights)
         chat = self._chat(version)
         before = self._actors.counters()
         counts = roll_phase(
-            self._actors.roller(version, chat, teacher),
-            specs_for(plan, self.task, chat, problems, samples),
+            self._actors.roller(version, chat, teacher, self._ahead(spec, chat)),
+            self._episodes(spec, chat),
             self.run.trajectories,
-            plan.place,
+            spec.place,
             self.config.verify.max_error_share,
             self.console.rolled,
         )
         after = self._actors.counters()
         spent = {name: after[name] - before.get(name, 0) for name in after}
         return {**counts, **spent, **self._actors.drift()}
+
+    def _ahead(self, spec: Roll | Evaluate, chat: ChatFormat) -> list[EpisodeSpec]:
+        """What the next stage is to roll, where that may begin before this one's end."""
+        following = next_to_roll(self.stages, spec)
+        if following is None or following.key in self.run.stages:
+            return []
+        stored = self.run.trajectories.ids(following.place)
+        return [e for e in self._episodes(following, chat) if e.id not in stored]
+
+    def _episodes(self, spec: Roll | Evaluate, chat: ChatFormat) -> list[EpisodeSpec]:
+        """On the iteration's problems, or by RISE's protocol on the held-out ones."""
+        config = self.config
+        if isinstance(spec, Evaluate):
+            problems = evaluation_problems(config, self._problems(config.evaluation.split))
+            plan, samples = eval_plan(config, spec.place), config.evaluation.samples
+        else:
+            available = self._problems(config.split)
+            problems = iteration_problems(config, available, spec.place.iteration)
+            plan, samples = roll_plan(config, spec, self._candidates(spec)), 1
+        return specs_for(plan, self.task, chat, problems, samples)
 
     def _candidates(self, spec: Roll) -> int:
         """Responses beside the attempt: the recipe's number, or what its budget allows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
 from typing import Self
 
 import pyarrow as pa
@@ -23,20 +24,19 @@ _MOST_WAITING = 1024  # trajectories in memory, before `add` waits for the stora
 
 
 class Committer:
-    """Stores what is added, for the time of a `with` block; its end, however it comes, stores all.
+    """Stores what is added at its place, in a `with` block; its end, however it comes, stores all.
 
     Raises:
         StoreError: from `add` or at the end: an earlier write failed.
     """
 
-    def __init__(self, store: TrajectoryStore, place: Place) -> None:
+    def __init__(self, store: TrajectoryStore) -> None:
         self._store = store
-        self._place = place
         self._waiting: list[Trajectory] = []
         self._over = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
-        self._small: dict[str, pa.Table] = {}
+        self._small: defaultdict[Place, dict[str, pa.Table]] = defaultdict(dict)
         self._thread = threading.Thread(target=self._work, name="commit", daemon=True)
 
     def __enter__(self) -> Self:
@@ -83,9 +83,11 @@ class Committer:
         return batch
 
     def _commit(self, batch: list[Trajectory]) -> None:
-        """Write a part; make a whole one of the small ones as soon as they fill it."""
-        table = trajectories_to_table(batch)
-        self._small[self._store.write_table(self._place, table)] = table
-        if sum(table.num_rows for table in self._small.values()) >= PART_ROWS:
-            self._store.merge(self._place, self._small)
-            self._small = {}
+        """Write a part of each place; make a whole one of small ones as soon as they fill it."""
+        for place in {trajectory.place for trajectory in batch}:
+            table = trajectories_to_table([t for t in batch if t.place == place])
+            small = self._small[place]
+            small[self._store.write_table(place, table)] = table
+            if sum(table.num_rows for table in small.values()) >= PART_ROWS:
+                self._store.merge(place, small)
+                del self._small[place]

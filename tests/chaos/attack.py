@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -134,8 +135,10 @@ class Attack:
                 self._say(f"  {done.recovered_s:.1f} s after the {done.kind} kill: {signs[0][:40]}")
 
     def _unfinished(self) -> int:
-        stage = self._watch.stage
-        return self._planned[stage].missing(self._store) if stage in self._planned else 0
+        """Of the stage, and of the next one, whose episodes may be rolled ahead."""
+        at = self._stages.index(self._watch.stage)
+        rolling = itertools.takewhile(self._planned.__contains__, self._stages[at : at + 2])
+        return sum(self._planned[stage].missing(self._store) for stage in rolling)
 
     def _kill_what_is_due(self) -> None:
         """Do the first kill whose stage has come, whose victim is busy and whose delay is over."""

@@ -17,13 +17,19 @@ from tests.system.conftest import MAX_MODEL_LEN
 
 
 def make_specs(
-    count: int, *, seed: int = 0, turns: int = 2, candidates: int = 2, max_tokens: int = 16
+    count: int,
+    *,
+    seed: int = 0,
+    turns: int = 2,
+    candidates: int = 2,
+    max_tokens: int = 16,
+    iteration: int = 1,
 ) -> list[EpisodeSpec]:
     """Episodes on the first `count` problems of Countdown's `dev` split."""
     task = Countdown()
     plan = EpisodePlan(
         run="test",
-        place=Place("iteration", 1, "collect"),
+        place=Place("iteration", iteration, "collect"),
         seed=seed,
         turns=turns,
         window=None,

@@ -76,6 +76,25 @@ def test_the_same_specs_sample_the_same_tokens_in_any_order_and_others_by_anothe
     assert all(first[i] != other[i] for i in first)
 
 
+def test_workers_that_would_wait_for_the_last_go_on_with_what_comes_next(
+    pair: RolloutPool,
+) -> None:
+    def spent() -> int:
+        return sum(member.tokens for member in pair._members.values())
+
+    last, following = make_specs(2, **LONG), make_specs(24, iteration=2)
+    start = spent()
+    apart = sampled([*pair.roll(last), *pair.roll(following)])
+    tokens = spent() - start
+    rolled = list(pair.roll(last, ahead=following))
+    early = {t.id for t in rolled} - ids(last)
+    assert early  # the pool has room for eight
+    assert any(map(pair._book.held, pair._members))
+    rest = [spec for spec in following if spec.id not in early]
+    assert sampled([*rolled, *pair.roll(rest)]) == apart
+    assert spent() - start == 2 * tokens  # what was under way went on, and was not begun again
+
+
 @pytest.mark.timeout(600)  # what was lost with a worker is rolled again one by one
 def test_whoever_joins_or_dies_the_samples_are_those_of_the_version(
     pair: RolloutPool, tiny_model: WeightVersion, other_model: WeightVersion

@@ -86,6 +86,29 @@ def test_a_resumed_phase_rolls_only_what_is_missing(store: TrajectoryStore) -> N
     assert again == {**resumed, "rolled": 0, "rolled_tokens": 0}
 
 
+def test_what_is_rolled_ahead_is_stored_and_counted_where_it_belongs(
+    store: TrajectoryStore,
+) -> None:
+    following = [spec(sample, place=Place("iteration", 2, "collect")) for sample in range(6)]
+
+    def further(specs: Sequence[EpisodeSpec], *_: int) -> Iterator[Trajectory]:
+        ahead = _roll(following[:2])
+        yield next(ahead)
+        yield from _roll(specs)
+        yield next(ahead)
+
+    counts = _phase(store, further)
+    assert counts == _phase(store, pytest.fail) | {
+        "rolled": 6,
+        "rolled_tokens": counts["rolled_tokens"],
+    }
+    place = following[0].plan.place
+    assert store.ids(place) == {spec.id for spec in following[:2]}
+    later = roll_phase(_roll, following, store, place, 0.05, lambda *progress: None)
+    assert (later["rolled"], later["trajectories"]) == (4, 6)
+    assert later["tokens"] == counts["tokens"]
+
+
 def test_progress_counts_what_was_stored_before(store: TrajectoryStore) -> None:
     store.write(Place("iteration", 1, "collect"), list(_roll(SPECS[:4])))
     seen: list[tuple[int, int]] = []

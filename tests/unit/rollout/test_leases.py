@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,17 +16,30 @@ IDS = [f"episode-{n}" for n in range(8)]
 MAX_ATTEMPTS = 2
 
 
+def book_of(ids: Iterable[str], max_attempts: int) -> LeaseBook:
+    book = LeaseBook(max_attempts)
+    book.ask(ids, ())
+    return book
+
+
 class Leases(RuleBasedStateMachine):
     """What a pool can do with a book, beside a plain record of who holds what."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = LeaseBook(IDS, MAX_ATTEMPTS)
+        self.book = book_of(IDS, MAX_ATTEMPTS)
         self.queued = set(IDS)
         self.held: dict[str, set[str]] = {"a": set(), "b": set(), "c": set()}
         self.lost_by: dict[str, set[str]] = {"a": set(), "b": set(), "c": set()}
         self.losses: Counter[str] = Counter()
-        self.ended: set[str] = set()
+
+    @rule(ids=st.lists(st.sampled_from(IDS), unique=True), workers=st.sets(WORKERS))
+    def ask(self, ids: list[str], workers: set[str]) -> None:
+        self.book.ask(ids, workers)
+        for worker, held in self.held.items():
+            self.held[worker] = held & set(ids) if worker in workers else set()
+            self.lost_by[worker] |= held - self.held[worker]
+        self.queued = set(ids).difference(*self.held.values())
 
     @rule(worker=WORKERS, capacity=st.integers(0, 5))
     def take(self, worker: str, capacity: int) -> None:
@@ -49,7 +63,7 @@ class Leases(RuleBasedStateMachine):
         episode = data.draw(st.sampled_from(sorted(self.held[worker])))
         assert self.book.complete(worker, episode)
         self.held[worker].remove(episode)
-        self.ended.add(episode)
+        del self.losses[episode]
         assert not self.book.complete(worker, episode)
 
     @rule(worker=WORKERS)
@@ -58,7 +72,8 @@ class Leases(RuleBasedStateMachine):
         self.losses.update(held)
         aside = {episode for episode in held if self.losses[episode] >= MAX_ATTEMPTS}
         assert self.book.lost(worker) == sorted(aside)
-        self.ended |= aside
+        for episode in aside:
+            del self.losses[episode]
         self.queued |= held - aside
         self.lost_by[worker] |= held
 
@@ -72,7 +87,7 @@ class Leases(RuleBasedStateMachine):
         assert {w: self.book.held(w) for w in self.held} == {
             w: len(h) for w, h in self.held.items()
         }
-        assert self.book.open == len(IDS) - len(self.ended)
+        assert self.book.open == len(self.queued) + sum(map(len, self.held.values()))
 
     def teardown(self) -> None:
         left = [self.book.take(f"last-{n}", len(IDS)) for n in range(len(IDS))]
@@ -85,7 +100,7 @@ TestLeases.settings = settings(max_examples=40, stateful_step_count=25, deadline
 
 
 def test_first_come_is_first_leased_and_what_was_lost_goes_first() -> None:
-    book = LeaseBook(["a", "b", "c", "d"], max_attempts=3)
+    book = book_of(["a", "b", "c", "d"], max_attempts=3)
     assert book.take("w", 2) == ["a", "b"]
     assert book.lost("w") == []
     assert book.take("v", 16) == ["a", "b"]  # among themselves: one of them may be to blame
@@ -94,7 +109,7 @@ def test_first_come_is_first_leased_and_what_was_lost_goes_first() -> None:
 
 def test_what_kills_every_worker_is_set_aside_and_nothing_with_it() -> None:
     ids = [f"episode-{n:03}" for n in range(200)]
-    book = LeaseBook(ids, max_attempts=3)
+    book = book_of(ids, max_attempts=3)
     aside, done, workers = [], [], 0
     while book.open:
         workers += 1
@@ -111,7 +126,7 @@ def test_what_kills_every_worker_is_set_aside_and_nothing_with_it() -> None:
 
 
 def test_a_loss_that_is_no_episodes_fault_does_not_count() -> None:
-    book = LeaseBook(["a", "b"], max_attempts=1)
+    book = book_of(["a", "b"], max_attempts=1)
     assert book.take("w", 2) == ["a", "b"]
     assert book.lost("w", counts=False) == []
     assert book.take("v", 2) == ["a", "b"]

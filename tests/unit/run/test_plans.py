@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from rise_ray.run.plans import (
     evaluated_models,
     evaluation_problems,
     iteration_problems,
+    next_to_roll,
     of_kind,
     roll_plan,
     rolling,
     teacher_of,
 )
-from rise_ray.run.specs import Roll, Weights
+from rise_ray.run.specs import BASE, Episodes, Report, Roll, Weights
 from rise_ray.run.tracks import stages_of
 
 PROBLEMS = [Problem(f"p{n}", "test", "q", "a") for n in range(10)]
@@ -165,6 +167,27 @@ def test_every_stage_that_rolls_has_its_place_and_the_weights_that_sample_there(
     assert weights[Place("iteration", 1, "collect")] == Weights("iteration", 0)
     assert weights[Place("rejection_sampling", 1, "collect")] == Weights("iteration", 0)
     assert weights[Place("rejection_sampling", 2, "collect")] == Weights("rejection_sampling", 1)
+
+
+def _rolled_ahead(*overrides: str) -> dict[str, str]:
+    stages = stages_of(_config("iterations=2", *overrides))
+    following = {spec.key: next_to_roll(stages, spec) for spec in rolling(stages)}
+    return {key: after.key for key, after in following.items() if after is not None}
+
+
+def test_a_stage_is_begun_early_where_the_one_before_samples_from_the_same_weights() -> None:
+    pairs = {"base/eval": "iteration-1/collect", "iteration-1/eval": "iteration-2/collect"}
+    assert _rolled_ahead() == pairs
+    # A control starts from the base again, and its budget is known only when the other's is spent.
+    assert _rolled_ahead(CONTROL) == pairs
+    assert _rolled_ahead("recipe={name: rise, teacher: {kind: reference}}") == {}
+    place = Place("own", 1, "ask")
+    first, again, open_ended = (
+        Roll(replace(place, phase=phase), BASE, Episodes(candidates=candidates), like=None)
+        for phase, candidates in (("ask", 1), ("again", 1), ("open", None))
+    )
+    assert next_to_roll([first, again, Report()], first) == again
+    assert next_to_roll([first, open_ended, Report()], first) is None
 
 
 def test_a_budget_is_spent_on_first_answers_and_none_is_made_up() -> None:

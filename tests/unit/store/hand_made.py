@@ -62,7 +62,7 @@ def episodes(place: Place, problems: int = PROBLEMS) -> list[Trajectory]:
 def roll(run: Run, key: str, place: Place) -> None:
     """A rollout stage: store what is missing, seal, journal."""
     stored = run.trajectories.ids(place)
-    with Committer(run.trajectories, place) as committer:
+    with Committer(run.trajectories) as committer:
         for trajectory in episodes(place):
             if trajectory.id not in stored:
                 committer.add(trajectory)

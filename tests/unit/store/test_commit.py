@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +17,12 @@ from rise_ray.store.files import Folder
 from rise_ray.store.trajectories import PART_ROWS, TrajectoryStore
 from tests.unit.evaluate.builders import trajectory
 
-PLACE = Place("iteration", 1, "collect")
-
 
 def _one(number: int) -> Trajectory:
     return trajectory("3 7", "4 ?", problem=f"p{number}")
+
+
+PLACE = _one(0).place
 
 
 class SlowStore(TrajectoryStore):
@@ -45,7 +47,7 @@ def slow(tmp_path: Path) -> SlowStore:
 
 
 def test_what_arrives_during_a_write_is_the_next_part(slow: SlowStore) -> None:
-    with Committer(slow, PLACE) as committer:
+    with Committer(slow) as committer:
         committer.add(_one(0))
         assert slow.writing.acquire(timeout=60)
         for number in range(1, 6):
@@ -58,15 +60,28 @@ def test_what_arrives_during_a_write_is_the_next_part(slow: SlowStore) -> None:
 
 def test_small_parts_become_whole_ones_as_they_come(tmp_path: Path) -> None:
     store = TrajectoryStore(Folder(str(tmp_path)))
-    with Committer(store, PLACE) as committer:
+    with Committer(store) as committer:
         for number in range(2 * PART_ROWS):
             committer.add(_one(number))
     assert len(store.ids(PLACE)) == 2 * PART_ROWS
     assert len(store.parts(PLACE)) <= PART_ROWS  # not one for each commit
 
 
+def test_each_place_has_its_own_parts(tmp_path: Path) -> None:
+    store = TrajectoryStore(Folder(str(tmp_path)))
+    other = Place("iteration", 2, "collect")
+    with Committer(store) as committer:
+        for number in range(2 * PART_ROWS):
+            one = _one(number)
+            committer.add(replace(one, place=other) if number % 2 else one)
+    for place in (PLACE, other):
+        assert {t.place for t in store.read(place)} == {place}
+        assert len(store.ids(place)) == PART_ROWS
+        assert len(store.parts(place)) <= PART_ROWS // 2
+
+
 def _commit(store: TrajectoryStore, count: int, then: BaseException | None = None) -> None:
-    with Committer(store, PLACE) as committer:
+    with Committer(store) as committer:
         for number in range(count):
             committer.add(_one(number))
         if then is not None:
