@@ -26,6 +26,7 @@ import ray
 
 from rise_ray.config.settings import (
     ModelConfig,
+    ReferenceConfig,
     SamplingConfig,
     ScratchConfig,
     SyncConfig,
@@ -142,7 +143,7 @@ def _pool(
     version = given_model(model, Folder(str(parity)))
     verifiers = start_verifiers(TASK, VerifyConfig())
     pool = RolloutPool(version, model, WORKERS, SyncConfig(), verifiers, 0)
-    add_reference(version, model, WORKERS, probe, 600.0, pool.start)
+    add_reference(version, model, WORKERS, ReferenceConfig(), probe, 600.0, pool.start)
     pool.wait_ready()
     return pool
 

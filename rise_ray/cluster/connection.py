@@ -18,7 +18,7 @@ from rise_ray.cluster.machine import connection_failure
 from rise_ray.config.settings import RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
 
-# What a sort task of Ray Data asks for, and cannot be told otherwise; the parity reference, too.
+# What a sort task of Ray Data asks for, and cannot be told otherwise.
 _TASK_CPUS = 1.0
 
 LOOPBACK = "127.0.0.1"
@@ -98,7 +98,7 @@ def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict
     needed = {}
     for name in {*rolling, *training}:
         staying = 0.0 if turns else rolling[name]
-        task = _TASK_CPUS if name == "CPU" else 0.0
+        task = max(_TASK_CPUS, config.sync.reference.num_cpus) if name == "CPU" else 0.0
         needed[name] = max(rolling[name] + task, staying + training[name])
     needed["CPU"] += config.verify.actors * config.verify.num_cpus
     return {name: round(amount, 3) for name, amount in sorted(needed.items()) if amount}

@@ -222,6 +222,17 @@ class WarmStartConfig(Settings):
     """Its own training settings."""
 
 
+class ReferenceConfig(Settings):
+    """The process that computes a given model's probe reference, once, by plain Hugging Face."""
+
+    num_cpus: float = Field(default=1.0, ge=1)
+    """Also its threads. It holds the whole model in memory."""
+    num_gpus: int = Field(default=0, ge=0)
+    """Over which the model is spread, before rollout workers start; 0: on the CPU, beside them."""
+    resources: dict[str, float] = {}
+    """Custom Ray resources, for example to pick a node type."""
+
+
 class SyncConfig(Settings):
     """How new weights reach running engines."""
 
@@ -234,6 +245,8 @@ class SyncConfig(Settings):
     parity_tolerance: float | None = Field(default=None, gt=0)
     """Largest mean difference of log-probabilities between trainer and engine, in nats;
     null: 0.001 in float32, 0.05 in bfloat16."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """A large model (70B) needs more than the defaults: GPUs, or many CPUs."""
 
 
 class EvaluationConfig(Settings):

@@ -14,7 +14,7 @@ import ray
 
 from rise_ray.cluster.connection import this_node
 from rise_ray.cluster.deadline import SideProcess
-from rise_ray.config.settings import ModelConfig, WorkersConfig
+from rise_ray.config.settings import ModelConfig, ReferenceConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.feedback.teacher import Spending, Student, Teacher, make_teacher
 from rise_ray.mdp import Trajectory, WeightVersion, derive_seed
@@ -180,7 +180,10 @@ class Actors:
             label="teacher",
         )
         deadline_s = self._config.ray.task_deadline_s
-        add_reference(version, model, teacher.workers, self._probe, deadline_s, pool.start)
+        reference = self._config.sync.reference
+        add_reference(
+            version, model, teacher.workers, reference, self._probe, deadline_s, pool.start
+        )
         pool.wait_ready()
         return pool
 
@@ -206,23 +209,26 @@ def add_reference(
     version: WeightVersion,
     model: ModelConfig,
     workers: WorkersConfig,
+    reference: ReferenceConfig,
     probe: Probe,
     deadline_s: float,
     meanwhile: Callable[[], object],
 ) -> None:
     """Make a given model's probe reference for such workers, by plain Hugging Face, once.
 
-    `meanwhile` begins, before that, what takes as long and does not need it.
+    `meanwhile` begins, before that, what takes as long and does not need it. Where the reference
+    takes GPUs it begins nothing: it would want the same.
 
     Raises:
         ClusterError: that took longer than `deadline_s`.
     """
     parity, checkpoint = Folder(version.parity), version.checkpoint
     if not parity.exists(PARITY_FILE):
-        meanwhile()
+        if not reference.num_gpus:
+            meanwhile()
         chat = load_chat(locate_tokenizer(checkpoint), model, checkpoint)
         longest = model.max_model_len - 1  # a teacher's is its own
         sequences = [ids[:longest] for ids in probe(chat)]
         dtype = resolve_dtype(model.dtype, workers.num_gpus)
         trusted = model.trust_remote_code
-        make_reference(checkpoint, sequences, dtype, trusted, deadline_s).save(parity)
+        make_reference(checkpoint, sequences, dtype, trusted, deadline_s, reference).save(parity)

@@ -198,7 +198,8 @@ class Stages:
         version = given_model(config.model, self.run.folder / "base")
         workers, deadline_s = config.rollout.workers, config.ray.task_deadline_s
         start = partial(self._actors.start_workers, version)
-        add_reference(version, config.model, workers, self._probe, deadline_s, start)
+        reference = config.sync.reference
+        add_reference(version, config.model, workers, reference, self._probe, deadline_s, start)
         return version
 
     def _version(self, weights: Weights) -> WeightVersion:

@@ -9,6 +9,7 @@ whether any part was lost, added or replaced since.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -254,18 +255,25 @@ def _with_named_scores(attempt: dict[str, Any]) -> dict[str, Any]:
     return attempt | {"scores": {score["name"]: score["value"] for score in attempt["scores"]}}
 
 
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    """Of a dataclass's fields; none of anything else."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
+
+
 def _storable(value: Any) -> Any:
     """Dataclasses as dicts, token ids as they are, and text as UTF-8 can hold it.
 
     Text that is not valid Unicode (lone surrogates) cannot be stored as UTF-8: it is escaped.
     """
-    if is_dataclass(value):
-        row = {field.name: _storable(getattr(value, field.name)) for field in fields(value)}
+    if names := _names(value.__class__):
+        row = {name: _storable(getattr(value, name)) for name in names}
         if isinstance(value, Attempt):
             row["scores"] = [{"name": n, "value": v} for n, v in sorted(value.scores.items())]
         return row
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        text = str(value)  # of an enumeration's member its value
+        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
         return {key: _storable(item) for key, item in value.items()}
     if isinstance(value, tuple | list) and value and not isinstance(value[0], int):

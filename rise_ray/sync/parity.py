@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from rise_ray.config.settings import ReferenceConfig
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import locate_model
 from rise_ray.store.files import Folder
@@ -240,9 +241,13 @@ def engine_logprobs(
 
 
 def reference_logprobs(
-    model_path: str, sequences: Sequence[Sequence[int]], dtype: str, trust_remote_code: bool
+    model_path: str,
+    sequences: Sequence[Sequence[int]],
+    dtype: str,
+    trust_remote_code: bool,
+    on_gpus: bool = False,
 ) -> ParityReference:
-    """The reference of a checkpoint, by plain Hugging Face on the CPU.
+    """The reference of a checkpoint, by plain Hugging Face on the CPU or spread over all GPUs.
 
     Imports torch: in the driver, use `make_reference`.
 
@@ -259,6 +264,7 @@ def reference_logprobs(
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            device_map="auto" if on_gpus else None,
         ).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model {model_path}: cannot be loaded: {error}") from error
@@ -291,6 +297,7 @@ def make_reference(
     dtype: str,
     trust_remote_code: bool,
     deadline_s: float,
+    config: ReferenceConfig,
 ) -> ParityReference:
     """`reference_logprobs` of a folder, URI or hub name, in a process of its own.
 
@@ -300,7 +307,8 @@ def make_reference(
     from rise_ray.cluster.deadline import SideProcess  # Ray: the probe itself has no use for it
 
     def score() -> ParityReference:
-        return reference_logprobs(locate_model(checkpoint), sequences, dtype, trust_remote_code)
+        path = locate_model(checkpoint)
+        return reference_logprobs(path, sequences, dtype, trust_remote_code, bool(config.num_gpus))
 
-    with closing(SideProcess(score, num_cpus=1)) as process:
+    with closing(SideProcess(score, **config.model_dump())) as process:
         return process.do(f"the parity reference of {checkpoint}", deadline_s)

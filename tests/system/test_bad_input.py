@@ -13,7 +13,7 @@ import pytest
 
 from rise_ray.cluster.connection import check_resources
 from rise_ray.config.loading import load_config
-from rise_ray.config.settings import RunConfig
+from rise_ray.config.settings import ReferenceConfig, RunConfig
 from rise_ray.errors import ClusterError, ConfigError, ModelError, RiseError, StoreError, user_error
 from rise_ray.store.files import Folder
 from tests.system.miniature import COLLECT
@@ -107,7 +107,8 @@ def test_a_model_that_cannot_be_loaded_comes_back_from_its_process(tmp_path: Pat
     from rise_ray.sync.parity import make_reference
 
     (tmp_path / "config.json").write_text("{")
-    error = _ours(lambda: make_reference(str(tmp_path), [(1, 2)], "float32", False, 60.0))
+    what = (str(tmp_path), [(1, 2)], "float32", False, 60.0, ReferenceConfig())
+    error = _ours(lambda: make_reference(*what))
     assert isinstance(error, ModelError)
     assert str(tmp_path) in str(error)
 

@@ -16,6 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from rise_ray.cluster.deadline import SideProcess
 from rise_ray.config.loading import load_config
+from rise_ray.config.settings import ReferenceConfig
 from rise_ray.errors import ClusterError
 from rise_ray.mdp import Place
 from rise_ray.relabel.job import RelabelResult, write_relabeled
@@ -121,7 +122,7 @@ def test_many_parts_by_ray_data_are_what_they_are_in_one_process(
 @pytest.mark.usefixtures("no_cpu")
 def test_a_reference_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"^the parity reference of .* did not end within 2 s"):
-        make_reference(str(tmp_path), [(1, 2)], "float32", False, 2.0)
+        make_reference(str(tmp_path), [(1, 2)], "float32", False, 2.0, ReferenceConfig())
 
 
 @pytest.mark.usefixtures("ray_runtime")
