@@ -192,7 +192,8 @@ class TrainConfig(Settings):
     max_failures: int = Field(default=2, ge=0)
     """Restarts after a worker died or hung."""
     checkpoint_every_s: float = Field(default=300.0, ge=0)
-    """Seconds between the states that restarted workers go on from."""
+    """Seconds between the states that restarted workers go on from, longer where to save one takes
+    more than a twentieth of that; 0: as often as losses are looked at."""
     start_deadline_s: float = Field(default=86_400.0, gt=0)
     """Longest wait for the workers' resources."""
     step_deadline_s: float = Field(default=1800.0, gt=0)

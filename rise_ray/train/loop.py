@@ -36,6 +36,7 @@ from rise_ray.train.rows import RowBatch
 LOG_EVERY_S = 2.0
 SYNC_STEPS = 8  # losses are summed over the ranks and checked, and a state is due, this often
 _STATE = "state"  # in a checkpoint's metadata
+_SAVING_SHARE = 0.05  # of the time at most is spent on states
 NAMED_EXAMPLES = 16  # of a failed step, in the error's message
 
 
@@ -110,7 +111,7 @@ class _Run:
         self._rank = dist.get_rank()
         self._world_size = dist.get_world_size()
         self._device = get_device()
-        self._saved_at = time.monotonic()
+        self._save_at = time.monotonic() + task.job.config.checkpoint_every_s
         self._logged_at, self._logged_step = time.monotonic(), 0
 
     def resume(self) -> None:
@@ -179,8 +180,7 @@ class _Run:
     def _sync(self) -> None:
         """Sum and check the losses, log, and save a state if rank 0 finds it due."""
         now = time.monotonic()
-        due = self._rank == 0 and now - self._saved_at > self.task.job.config.checkpoint_every_s
-        save = self._share(due)
+        save = self._share(due=self._rank == 0 and now > self._save_at)
         last = self.step == self.task.plan.steps
         if self._rank == 0 and (last or now - self._logged_at > LOG_EVERY_S):
             self._log(now)
@@ -234,6 +234,7 @@ class _Run:
         self._logged_at, self._logged_step = now, self.step
 
     def _save(self) -> None:
+        started, every_s = time.monotonic(), self.task.job.config.checkpoint_every_s
         with tempfile.TemporaryDirectory() as path:
             state = {
                 "schema_version": STATE_VERSION,
@@ -246,7 +247,8 @@ class _Run:
             checkpoint = ray.train.Checkpoint.from_directory(path)
             checkpoint.set_metadata({_STATE: self.task.state})
             ray.train.report({"step": self.step}, checkpoint=checkpoint)
-        self._saved_at = time.monotonic()
+        now = time.monotonic()
+        self._save_at = now + (every_s and max(every_s, (now - started) / _SAVING_SHARE))
 
     def _stop(self, step: int, what: str) -> NoReturn:
         """End the run with the step and its examples, read again: no step pays for the names."""
