@@ -11,6 +11,7 @@ lock ends them all; it unpickles what they send; and it looks for late and dead 
 
 from __future__ import annotations
 
+import select
 import selectors
 import time
 from collections import deque
@@ -21,12 +22,12 @@ from typing import Any
 from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
-from rise_ray.verify.process import ChildProcess
+from rise_ray.verify.process import ChildProcess, Template
 
 MAX_RESPONSE_CHARS = 1_000_000
 """A longer response is `unparseable` without being looked at: no task asks for such an answer."""
 START_DEADLINE_S = 60.0
-"""Longest start of a child (it imports sympy)."""
+"""Longest start of a template (it imports sympy)."""
 MAX_FAILED_STARTS = 3
 """In a row, before a checker gives up: one may be killed by a node that is short of memory."""
 START_PAUSE_S = 1.0
@@ -98,10 +99,11 @@ class Checker:
             VerifierStartError: children die before they are ready, or cannot be made.
         """
         self.verifier_version = ""
-        """What decides (see `rise_ray.verify.version`), as the youngest child told it."""
+        """What decides (see `rise_ray.verify.version`), as the template told it."""
         self._task = task
         self._deadline_s = deadline_s
         self._memory_mib = memory_mib
+        self._template: Template | None = None
         self._children: list[ChildProcess | None] = [None] * processes
         self._failed_starts = 0
         self._next_start = 0.0
@@ -125,7 +127,7 @@ class Checker:
             ConfigError, VerifierStartError: as when the checker is made; it may be called again.
         """
         nothing = _Batch([], self.verifier_version)
-        while not all(child and child.ready for child in self._children):
+        while None in self._children:
             self._advance(nothing)
 
     def check(self, items: Sequence[Item]) -> list[Verdict]:
@@ -155,6 +157,7 @@ class Checker:
         """Kill the children."""
         for child in self._existing():
             self._remove(child)
+        self._drop_template()
 
     def _existing(self) -> list[ChildProcess]:
         return [child for child in self._children if child is not None]
@@ -166,27 +169,50 @@ class Checker:
 
     def _advance(self, batch: _Batch) -> None:
         """Give every child work, wait until one has news or is late, and serve it."""
-        for slot, child in enumerate(self._children):
-            if child is None:
-                self._fill(slot)
-            elif child.ready:
-                self._feed(child, batch)
-        _wait(self._existing(), self._next_start if None in self._children else None)
+        if None in self._children and time.monotonic() >= self._next_start:
+            self._fill()
+        for child in self._existing():
+            self._feed(child, batch)
+        loading = self._template if self._template and not self._template.ready else None
+        _wait(self._existing(), loading, self._next_start if None in self._children else None)
+        if loading is not None:
+            self._hear(loading)
         for child in self._existing():
             self._serve(child, batch)
 
-    def _fill(self, slot: int) -> None:
-        """Start a child, unless the last attempt failed just now."""
+    def _fill(self) -> None:
+        """Start the template, or, where it has loaded the task, the children that are missing."""
         now = time.monotonic()
-        if now < self._next_start:
-            return
         try:
-            child = ChildProcess(self._task, self._memory_mib, now + START_DEADLINE_S)
+            if self._template is None:
+                self._template = Template(self._task, self._memory_mib, now + START_DEADLINE_S)
+            while self._template.ready and None in self._children:
+                self._children[self._children.index(None)] = self._template.fork()
         except OSError as error:  # no memory or no process to be had: perhaps only for a moment
+            if isinstance(error, ConnectionError):
+                self._drop_template()
             self._next_start = now + START_PAUSE_S
             self._count_failed_start(str(error))
-            return
-        self._children[slot] = child
+
+    def _hear(self, template: Template) -> None:
+        """Take the template's word that it has loaded the task, if it is there."""
+        try:
+            if select.select([template.fd], [], [], 0)[0]:
+                reply = template.read()
+                if "failed" in reply:
+                    raise ConfigError(reply["failed"])
+                self.verifier_version = reply["verifier_version"]
+                template.ready, self._failed_starts = True, 0
+            elif time.monotonic() >= template.due:
+                raise TimeoutError(f"took longer than its deadline of {START_DEADLINE_S:g} s")
+        except OSError as error:
+            self._drop_template()
+            self._count_failed_start(f"{error}; its own output says more")
+
+    def _drop_template(self) -> None:
+        if self._template is not None:
+            self._template.kill()
+            self._template = None
 
     def _feed(self, child: ChildProcess, batch: _Batch) -> None:
         if batch.waiting and not child.in_flight:
@@ -201,9 +227,7 @@ class Checker:
         replies, closed = child.read()
         self.progress += len(replies)
         for reply in replies:
-            if not child.ready:
-                self._start(child, reply)
-                continue
+            self._failed_starts = 0
             retire = reply.pop("retire")
             verdict = Verdict(Outcome(reply.pop("outcome")), **reply)
             batch.settle(child.in_flight.popleft(), verdict)
@@ -215,23 +239,14 @@ class Checker:
         if closed:
             self._lose(child, f"the checking process died ({child.wait()})", batch)
         elif child.due is not None and time.monotonic() >= child.due:
-            limit_s = self._deadline_s if child.ready else START_DEADLINE_S
-            self._lose(child, f"took longer than its deadline of {limit_s:g} s", batch)
-
-    def _start(self, child: ChildProcess, reply: dict[str, Any]) -> None:
-        if "failed" in reply:
-            raise ConfigError(reply["failed"])
-        self.verifier_version = reply["verifier_version"]
-        child.ready = True
-        child.due = None
-        self._failed_starts = 0
+            self._lose(child, f"took longer than its deadline of {self._deadline_s:g} s", batch)
 
     def _lose(self, child: ChildProcess, reason: str, batch: _Batch) -> None:
         """The item the child was at is an error; the ones after it wait for another child."""
         self._remove(child)
-        if not child.ready:
+        if not child.in_flight:
             self._count_failed_start(f"{reason}; its own output says more")
-        elif child.in_flight:
+        else:
             self.progress += 1
             batch.settle(child.in_flight.popleft(), Verdict(Outcome.ERROR, None, reason))
             batch.give_back(child.in_flight)
@@ -245,12 +260,17 @@ class Checker:
             )
 
 
-def _wait(children: list[ChildProcess], next_start: float | None) -> None:
-    """Send what is unsent until a child has something to read or is late, or one may start."""
+def _wait(children: list[ChildProcess], loading: Template | None, next_start: float | None) -> None:
+    """Send what is unsent until one has something to read or is late, or one may start."""
     dues = [child.due for child in children if child.due is not None]
+    dues += [] if loading is None else [loading.due]
     dues += [] if next_start is None else [next_start]
-    timeout = max(0.0, min(dues) - time.monotonic()) if dues else None
+    if not dues:
+        return  # nobody has anything to do
+    timeout = max(0.0, min(dues) - time.monotonic())
     with selectors.DefaultSelector() as selector:
+        if loading is not None:
+            selector.register(loading.fd, selectors.EVENT_READ)
         for child in children:
             selector.register(child.output_fd, selectors.EVENT_READ)
             if child.unsent:

@@ -54,8 +54,8 @@ def children(verifier: VerifierHandle) -> list[psutil.Process]:
 
 
 def process_of(verifier: VerifierHandle) -> psutil.Process:
-    """The actor's own."""
-    return children(verifier)[0].parent()
+    """The actor's own: that of the template, which forked its children."""
+    return children(verifier)[0].parent().parent()
 
 
 def disturbed(

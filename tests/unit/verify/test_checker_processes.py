@@ -17,7 +17,7 @@ from rise_ray.errors import ConfigError
 from rise_ray.mdp import Outcome
 from rise_ray.verify import checker as checker_module
 from rise_ray.verify.checker import MAX_FAILED_STARTS, Checker, VerifierStartError
-from rise_ray.verify.process import ChildProcess
+from rise_ray.verify.process import Template
 from tests.unit.verify.harness import PROBLEM, checking
 
 
@@ -153,13 +153,21 @@ def refused_starts(monkeypatch):
     """How many of the next starts the system refuses, as one that has no process left."""
     refused = [0]
 
-    def start(*args):
+    class Refusing(Template):
+        def __init__(self, *args):
+            refuse()
+            super().__init__(*args)
+
+        def fork(self):
+            refuse()
+            return super().fork()
+
+    def refuse():
         if refused[0]:
             refused[0] -= 1
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        return ChildProcess(*args)
 
-    monkeypatch.setattr(checker_module, "ChildProcess", start)
+    monkeypatch.setattr(checker_module, "Template", Refusing)
     monkeypatch.setattr(checker_module, "START_PAUSE_S", 0.2)
     return refused
 
