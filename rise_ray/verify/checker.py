@@ -3,7 +3,8 @@
     checker = Checker(TaskConfig(name="gsm8k"), processes=2, deadline_s=5.0, memory_mib=1024)
     verdicts = checker.check([(problem, response), ...])
 
-A check that hangs, crashes or runs out of memory costs its own item an `error` and nothing else.
+A check that hangs, crashes or runs out of memory costs its own item an `error` and nothing else;
+while one takes long, others are checked beside it.
 
 Not pebble's `ProcessPool`: its processes share one pipe and its lock, so that one killed with the
 lock ends them all; it unpickles what they send; and it looks for late and dead ones every 0.1 s.
@@ -11,13 +12,15 @@ lock ends them all; it unpickles what they send; and it looks for late and dead 
 
 from __future__ import annotations
 
-import select
+import os
 import selectors
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
-from typing import Any
+from queue import Empty, SimpleQueue
 
 from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError, RiseError
@@ -32,8 +35,12 @@ MAX_FAILED_STARTS = 3
 """In a row, before a checker gives up: one may be killed by a node that is short of memory."""
 START_PAUSE_S = 1.0
 """Before another start where the system would not make a process at all."""
-CHUNK = 32
-"""Items that a child holds at most: enough to hide the pipe, few enough to spread evenly."""
+CHUNK, CHUNK_S = 32, 0.01
+"""Items that a child holds at most, and how long they usually take: enough to hide the pipe."""
+PATIENCE_S = 0.04
+"""With one item, before others are checked beside it; longer where the usual one takes longer."""
+MOST_SLOW = 4
+"""Children that may be busy with slow items, beside `processes` others; they are kept."""
 
 Item = tuple[Problem, str]
 
@@ -43,53 +50,38 @@ class VerifierStartError(RiseError):
 
 
 class _Batch:
-    """The items of one `check`: which wait, and the verdicts so far."""
+    """The items of one `check`, and the verdicts so far."""
 
-    def __init__(self, items: Sequence[Item], verifier_version: str) -> None:
-        self._items = items
-        self._verifier_version = verifier_version
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.future: Future[list[Verdict]] = Future()
+        self.future.set_running_or_notify_cancel()
         self._verdicts: dict[int, Verdict] = {}
-        self.waiting: deque[int] = deque()
-        for key, (_, response) in enumerate(items):
-            if len(response) > MAX_RESPONSE_CHARS:
-                reason = f"has {len(response)} characters, more than {MAX_RESPONSE_CHARS}"
-                self.settle(key, Verdict(Outcome.UNPARSEABLE, None, reason))
-            else:
-                self.waiting.append(key)
+        self._return_if_whole()
 
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """In the items' order; complete once nothing waits or is in flight."""
-        return [self._verdicts[key] for key in range(len(self._items))]
+    def settle(self, index: int, verdict: Verdict) -> None:
+        self._verdicts[index] = verdict
+        self._return_if_whole()
 
-    def take(self) -> tuple[int, dict[str, Any]]:
-        key = self.waiting.popleft()
-        problem, response = self._items[key]
-        return key, {"problem": asdict(problem), "response": response}
+    def _return_if_whole(self) -> None:
+        if len(self._verdicts) == len(self.items):
+            self.future.set_result([self._verdicts[index] for index in range(len(self.items))])
 
-    def give_back(self, keys: Sequence[int]) -> None:
-        """Items that a lost child had not turned to wait again, first in line."""
-        self.waiting.extendleft(reversed(keys))
 
-    def settle(self, key: int, verdict: Verdict) -> None:
-        self._verdicts[key] = replace(
-            verdict,
-            answer=verdict.answer and _storable(verdict.answer),
-            reason=_storable(verdict.reason),
-            verifier_version=self._verifier_version,
-        )
+Work = tuple[_Batch, int]
+"""An item: its batch, and where it is there."""
 
 
 class Checker:
-    """Child processes of one task that check items in parallel.
+    """Child processes of one task that check items in parallel, for any number of callers.
 
-    Children die with the thread that started them: use and close a checker in one thread.
+    A thread of its own serves them: children die with the thread that started them.
     """
 
     def __init__(
         self, task: TaskConfig, processes: int, deadline_s: float, memory_mib: int
     ) -> None:
-        """Start as many children as `processes`, and wait until they have loaded the task.
+        """Start as many children as `processes`, and wait until they can check.
 
         `deadline_s` is the wall time of one item, from when its child turns to it; `memory_mib` is
         the address space of a child.
@@ -100,15 +92,26 @@ class Checker:
         """
         self.verifier_version = ""
         """What decides (see `rise_ray.verify.version`), as the template told it."""
+        self.progress = 0
+        """Grows with every reply and every lost check: where it stands still, nothing is done."""
         self._task = task
+        self._processes = processes
         self._deadline_s = deadline_s
         self._memory_mib = memory_mib
         self._template: Template | None = None
-        self._children: list[ChildProcess | None] = [None] * processes
+        self._children: list[ChildProcess[Work]] = []
+        self._usual_s = CHUNK_S  # of an item, until it is known
+        self._slow_seen = False
         self._failed_starts = 0
         self._next_start = 0.0
-        self.progress = 0
-        """Grows with every reply and every lost check: where it stands still, nothing is done."""
+        self._batches: set[_Batch] = set()
+        self._waiting: deque[Work] = deque()
+        self._starts: list[Future[None]] = []  # whoever waits for the children
+        self._posted: SimpleQueue[_Batch | Future[None] | None] = SimpleQueue()
+        self._bell, self._push = os.pipe()
+        os.set_blocking(self._bell, False)
+        self._thread = threading.Thread(target=self._run, name="checker", daemon=True)
+        self._thread.start()
         try:
             self.wait_ready()
         except BaseException:
@@ -118,17 +121,17 @@ class Checker:
     @property
     def pids(self) -> list[int]:
         """Of the children that are alive."""
-        return [child.pid for child in self._children if child and child.is_alive]
+        return [child.pid for child in list(self._children) if child.is_alive]
 
     def wait_ready(self) -> None:
-        """Block until every child has loaded the task.
+        """Block until every child can check.
 
         Raises:
             ConfigError, VerifierStartError: as when the checker is made; it may be called again.
         """
-        nothing = _Batch([], self.verifier_version)
-        while None in self._children:
-            self._advance(nothing)
+        ready: Future[None] = Future()
+        self._post(ready)
+        ready.result()
 
     def check(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in their order.
@@ -137,48 +140,103 @@ class Checker:
         the reason. A response above `MAX_RESPONSE_CHARS` is `unparseable`.
 
         Raises:
-            ConfigError: a replacement child cannot load the task.
-            VerifierStartError: it does not start; these items may be checked again.
+            ConfigError: a replacement of the template cannot load the task.
+            VerifierStartError: no child starts; these items may be checked again.
         """
-        batch = _Batch(items, self.verifier_version)
-        for child in self._existing():
-            if not child.is_alive:  # killed between calls: no item is to blame
-                self._remove(child)
-        try:
-            while batch.waiting or any(child.in_flight for child in self._existing()):
-                self._advance(batch)
-        finally:  # after an exception: a later call must not read replies to this one
-            for child in self._existing():
-                if child.in_flight:
-                    self._remove(child)
-        return batch.verdicts
+        return self.submit(items).result()
+
+    def submit(self, items: Sequence[Item]) -> Future[list[Verdict]]:
+        """`check`, whose result is to come."""
+        batch = _Batch(items)
+        if not batch.future.done():
+            self._post(batch)
+        return batch.future
 
     def close(self) -> None:
         """Kill the children."""
-        for child in self._existing():
-            self._remove(child)
-        self._drop_template()
+        if self._thread.is_alive():
+            self._post(None)
+            self._thread.join()
+            os.close(self._bell)
+            os.close(self._push)
 
-    def _existing(self) -> list[ChildProcess]:
-        return [child for child in self._children if child is not None]
+    def _post(self, what: _Batch | Future[None] | None) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("the checker is closed")
+        self._posted.put(what)
+        os.write(self._push, b"!")
 
-    def _remove(self, child: ChildProcess) -> None:
-        """Kill a child and free its slot; the next `_advance` fills it."""
-        self._children[self._children.index(child)] = None
-        child.kill()
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                try:
+                    self._advance()
+                except Exception as error:  # whatever it is, it belongs to the callers
+                    self._fail(error)
+        finally:
+            self._fail(RuntimeError("the checker was closed"))
+            for child in list(self._children):
+                self._remove(child)
+            self._drop_template()
 
-    def _advance(self, batch: _Batch) -> None:
+    def _receive(self) -> bool:
+        """Take what was posted; False at the end."""
+        try:
+            os.read(self._bell, 2**16)
+        except BlockingIOError:
+            return True
+        while True:
+            try:
+                posted = self._posted.get_nowait()
+            except Empty:
+                return True
+            if posted is None:
+                return False
+            if isinstance(posted, _Batch):
+                self._batches.add(posted)
+                self._waiting.extend((posted, index) for index in range(len(posted.items)))
+            else:
+                self._starts.append(posted)
+
+    def _advance(self) -> None:
         """Give every child work, wait until one has news or is late, and serve it."""
-        if None in self._children and time.monotonic() >= self._next_start:
+        if self._lacks_children() and time.monotonic() >= self._next_start:
             self._fill()
-        for child in self._existing():
-            self._feed(child, batch)
-        loading = self._template if self._template and not self._template.ready else None
-        _wait(self._existing(), loading, self._next_start if None in self._children else None)
-        if loading is not None:
-            self._hear(loading)
-        for child in self._existing():
-            self._serve(child, batch)
+        for child in list(self._children):
+            self._feed(child)
+        if len(self._children) >= self._processes:
+            for start in self._starts:
+                start.set_result(None)
+            self._starts.clear()
+        self._wait()
+        if self._loading is not None:
+            self._hear(self._loading)
+        for child in list(self._children):
+            self._serve(child)
+
+    @property
+    def _loading(self) -> Template | None:
+        return self._template if self._template and not self._template.ready else None
+
+    def _is_slow(self, child: ChildProcess[Work]) -> bool:
+        return bool(child.in_flight) and time.monotonic() - child.since >= self._patience_s
+
+    @property
+    def _patience_s(self) -> float:
+        return max(PATIENCE_S, self._usual_s)
+
+    def _lacks_children(self) -> bool:
+        if not self._batches and not self._starts:
+            return False  # nobody asks for any
+        slow = sum(map(self._is_slow, self._children))
+        # Where items are slow: one for the next of them, made when nobody wants the CPU.
+        spare = self._slow_seen and not self._waiting and not self._busy
+        return len(self._children) < self._processes + min(slow, MOST_SLOW) + spare
+
+    @property
+    def _busy(self) -> int:
+        """Children that check, but for the slow."""
+        return sum(bool(child.in_flight) and not self._is_slow(child) for child in self._children)
 
     def _fill(self) -> None:
         """Start the template, or, where it has loaded the task, the children that are missing."""
@@ -186,8 +244,8 @@ class Checker:
         try:
             if self._template is None:
                 self._template = Template(self._task, self._memory_mib, now + START_DEADLINE_S)
-            while self._template.ready and None in self._children:
-                self._children[self._children.index(None)] = self._template.fork()
+            while self._template.ready and self._lacks_children():
+                self._children.append(self._template.fork())
         except OSError as error:  # no memory or no process to be had: perhaps only for a moment
             if isinstance(error, ConnectionError):
                 self._drop_template()
@@ -197,9 +255,10 @@ class Checker:
     def _hear(self, template: Template) -> None:
         """Take the template's word that it has loaded the task, if it is there."""
         try:
-            if select.select([template.fd], [], [], 0)[0]:
+            if template.has_news:
                 reply = template.read()
                 if "failed" in reply:
+                    self._drop_template()
                     raise ConfigError(reply["failed"])
                 self.verifier_version = reply["verifier_version"]
                 template.ready, self._failed_starts = True, 0
@@ -209,47 +268,89 @@ class Checker:
             self._drop_template()
             self._count_failed_start(f"{error}; its own output says more")
 
-    def _drop_template(self) -> None:
-        if self._template is not None:
-            self._template.kill()
-            self._template = None
+    def _feed(self, child: ChildProcess[Work]) -> None:
+        if self._is_slow(child):
+            self._slow_seen = True
+            self._give_back(child.pass_over())
+            return
+        if None in child.in_flight:
+            return
+        if not child.in_flight:
+            if not child.is_alive:
+                self._remove(child)  # killed: no item is to blame
+                return
+            if self._busy >= self._processes:
+                return
+        while self._waiting and len(child.in_flight) < max(1, min(CHUNK, CHUNK_S / self._usual_s)):
+            batch, index = self._waiting.popleft()
+            problem, response = batch.items[index]
+            if len(response) > MAX_RESPONSE_CHARS:
+                reason = f"has {len(response)} characters, more than {MAX_RESPONSE_CHARS}"
+                self._settle((batch, index), Verdict(Outcome.UNPARSEABLE, None, reason))
+                continue
+            if not child.in_flight:
+                child.since = time.monotonic()
+            child.give((batch, index), {"problem": asdict(problem), "response": response})
 
-    def _feed(self, child: ChildProcess, batch: _Batch) -> None:
-        if batch.waiting and not child.in_flight:
-            child.due = time.monotonic() + self._deadline_s
-        while batch.waiting and len(child.in_flight) < CHUNK:
-            key, request = batch.take()
-            child.queue(request)
-            child.in_flight.append(key)
+    def _give_back(self, works: Iterable[Work]) -> None:
+        """Items that their child did not turn to wait again, first in line."""
+        self._waiting.extendleft(reversed(list(works)))
 
-    def _serve(self, child: ChildProcess, batch: _Batch) -> None:
+    def _serve(self, child: ChildProcess[Work]) -> None:
         """Take a child's replies; replace it if it died, is late, or asks to be."""
         replies, closed = child.read()
         self.progress += len(replies)
         for reply in replies:
             self._failed_starts = 0
             retire = reply.pop("retire")
-            verdict = Verdict(Outcome(reply.pop("outcome")), **reply)
-            batch.settle(child.in_flight.popleft(), verdict)
-            child.due = time.monotonic() + self._deadline_s if child.in_flight else None
-            if retire:
-                batch.give_back(child.in_flight)
+            if (work := child.in_flight.popleft()) is not None:
+                self._settle(work, Verdict(Outcome(reply.pop("outcome")), **reply))
+            took_s = min((time.monotonic() - child.since) / len(replies), 2 * self._patience_s)
+            self._usual_s += (took_s - self._usual_s) / 16
+            if retire or None in child.in_flight:  # another is made in less than those would take
                 self._remove(child)
+                self._give_back(filter(None, child.in_flight))
                 return
+        if replies:
+            child.since = time.monotonic()
         if closed:
-            self._lose(child, f"the checking process died ({child.wait()})", batch)
-        elif child.due is not None and time.monotonic() >= child.due:
-            self._lose(child, f"took longer than its deadline of {self._deadline_s:g} s", batch)
+            self._lose(child, f"the checking process died ({child.wait()})")
+        elif child.in_flight and time.monotonic() >= child.since + self._deadline_s:
+            self._lose(child, f"took longer than its deadline of {self._deadline_s:g} s")
 
-    def _lose(self, child: ChildProcess, reason: str, batch: _Batch) -> None:
+    def _settle(self, work: Work, verdict: Verdict) -> None:
+        batch, index = work
+        batch.settle(
+            index,
+            replace(
+                verdict,
+                answer=verdict.answer and _storable(verdict.answer),
+                reason=_storable(verdict.reason),
+                verifier_version=self.verifier_version,
+            ),
+        )
+        if batch.future.done():
+            self._batches.discard(batch)
+
+    def _lose(self, child: ChildProcess[Work], reason: str) -> None:
         """The item the child was at is an error; the ones after it wait for another child."""
         self._remove(child)
-        if not child.in_flight:
-            self._count_failed_start(f"{reason}; its own output says more")
-        else:
+        if child.in_flight:
             self.progress += 1
-            batch.settle(child.in_flight.popleft(), Verdict(Outcome.ERROR, None, reason))
-            batch.give_back(child.in_flight)
+            if (work := child.in_flight.popleft()) is not None:
+                self._settle(work, Verdict(Outcome.ERROR, None, reason))
+            self._give_back(filter(None, child.in_flight))
+        elif not child.replied:
+            self._count_failed_start(f"{reason}; its own output says more")
+
+    def _remove(self, child: ChildProcess[Work]) -> None:
+        self._children.remove(child)
+        child.kill()
+
+    def _drop_template(self) -> None:
+        if self._template is not None:
+            self._template.kill()
+            self._template = None
 
     def _count_failed_start(self, reason: str) -> None:
         self._failed_starts += 1
@@ -259,25 +360,40 @@ class Checker:
                 f"a verifier process of task `{self._task.name}` does not start: {reason}"
             )
 
+    def _fail(self, error: Exception) -> None:
+        """Nobody gets a verdict: not those who wait now."""
+        for child in list(self._children):
+            if child.in_flight:
+                self._remove(child)
+        self._waiting.clear()
+        for batch in self._batches:
+            batch.future.set_exception(error)
+        for start in self._starts:
+            start.set_exception(error)
+        self._batches.clear()
+        self._starts.clear()
 
-def _wait(children: list[ChildProcess], loading: Template | None, next_start: float | None) -> None:
-    """Send what is unsent until one has something to read or is late, or one may start."""
-    dues = [child.due for child in children if child.due is not None]
-    dues += [] if loading is None else [loading.due]
-    dues += [] if next_start is None else [next_start]
-    if not dues:
-        return  # nobody has anything to do
-    timeout = max(0.0, min(dues) - time.monotonic())
-    with selectors.DefaultSelector() as selector:
-        if loading is not None:
-            selector.register(loading.fd, selectors.EVENT_READ)
-        for child in children:
-            selector.register(child.output_fd, selectors.EVENT_READ)
-            if child.unsent:
-                selector.register(child.input_fd, selectors.EVENT_WRITE, child)
-        for key, _ in selector.select(timeout):
-            if key.data is not None:
-                key.data.write()
+    def _wait(self) -> None:
+        """Send what is unsent until one has news or is late, one may start, or one is asked."""
+        loading = self._loading
+        dues = [] if loading is None else [loading.due]
+        dues += [self._next_start] if loading is None and self._lacks_children() else []
+        for child in self._children:
+            if child.in_flight:
+                patient = not self._is_slow(child) and (self._waiting or len(child.in_flight) > 1)
+                dues.append(child.since + (self._patience_s if patient else self._deadline_s))
+        timeout = max(0.0, min(dues) - time.monotonic()) if dues else None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell, selectors.EVENT_READ)
+            if loading is not None:
+                selector.register(loading.fd, selectors.EVENT_READ)
+            for child in self._children:
+                selector.register(child.output_fd, selectors.EVENT_READ)
+                if child.unsent:
+                    selector.register(child.input_fd, selectors.EVENT_WRITE, child)
+            for key, _ in selector.select(timeout):
+                if key.data is not None:
+                    key.data.write()
 
 
 def _storable(text: str) -> str:

@@ -32,7 +32,7 @@ from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError, RiseError
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.tasks import load_task
-from rise_ray.tasks.base import Task
+from rise_ray.tasks.base import Task, Warmed
 from rise_ray.verify.version import verifier_version
 
 MAX_REASON_CHARS = 500
@@ -54,6 +54,7 @@ def main() -> None:
     _die_with(setup["parent_pid"])
     try:
         task = load_task(TaskConfig(name=setup["task"], options=setup["options"]))
+        _warm_up(task)
         _check_memory(setup["memory_mib"])
     except RiseError as error:
         _answer_parent(control, {"failed": str(error)})
@@ -90,6 +91,7 @@ def _fork(
         Path("/proc/self/comm").write_text(CHECKS)
         control.close()
         _limit_memory(memory_mib)
+        _warm_up(task)  # what it writes to is its own before the first answer
         _serve(task, *pipes)
         code = 0
     except SystemExit as end:
@@ -152,6 +154,11 @@ def _die_with(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:  # it died before the call above
         sys.exit(1)
+
+
+def _warm_up(task: Task) -> None:
+    if isinstance(task, Warmed):
+        task.warm_up()
 
 
 def _check_memory(memory_mib: int) -> None:

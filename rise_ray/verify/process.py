@@ -15,10 +15,12 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rise_ray.config.settings import TaskConfig
 from rise_ray.verify.child import MESSAGE_BYTES
+
+T = TypeVar("T")
 
 _END_S = 5.0  # from the end of its pipe to its own, on a busy machine
 _ANSWER_S = 30.0  # of a template, which does nothing that takes long
@@ -60,6 +62,11 @@ class Template:
         """Has something to read once the task is loaded, or cannot be."""
         return self._control.fileno()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether `read` would not wait."""
+        return bool(select.select([self.fd], [], [], 0)[0])
+
     def read(self) -> dict[str, Any]:
         """The next reply.
 
@@ -71,7 +78,7 @@ class Template:
                 return dict(json.loads(reply))
         raise ConnectionError(f"the checking process died ({_ending(self._process.wait(_END_S))})")
 
-    def fork(self) -> ChildProcess:
+    def fork(self) -> ChildProcess[Any]:
         """A process that checks.
 
         Raises:
@@ -106,17 +113,16 @@ class Template:
         self._control.close()
 
 
-class ChildProcess:
+class ChildProcess(Generic[T]):
     """A process in which answers are checked one by one, ready from the start.
 
-    `in_flight` are the keys of the items it was sent and has not answered, oldest first: it is
-    working on the first. `due` is when its next reply must be there, in the clock of the caller;
-    None while it has nothing to do.
+    `in_flight` has what it was given and has not answered, oldest first, None for what was passed
+    over: it is working on the first, `since` then, in monotonic seconds.
     """
 
     def __init__(self, template: Template, pid: int, input_fd: int, output_fd: int) -> None:
-        self.in_flight: deque[int] = deque()
-        self.due: float | None = None
+        self.in_flight: deque[T | None] = deque()
+        self.since = 0.0
         self.replied = False
         self.pid = pid
         self.input_fd = input_fd
@@ -133,9 +139,16 @@ class ChildProcess:
     def is_alive(self) -> bool:
         return not self._ended(within_s=0)
 
-    def queue(self, request: dict[str, Any]) -> None:
-        """Add a request to what `write` sends."""
+    def give(self, work: T, request: dict[str, Any]) -> None:
+        """Add work, whose request `write` sends."""
+        self.in_flight.append(work)
         self.unsent += json.dumps(request).encode("ascii") + b"\n"
+
+    def pass_over(self) -> list[T]:
+        """What waits behind the first, for others to do; the answers to it are void."""
+        first, *others = self.in_flight
+        self.in_flight = deque([first, *(None for _ in others)])
+        return [work for work in others if work is not None]
 
     def write(self) -> None:
         """Send as much as the pipe takes now."""

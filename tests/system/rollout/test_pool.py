@@ -88,8 +88,7 @@ def test_workers_that_would_wait_for_the_last_go_on_with_what_comes_next(
     tokens = spent() - start
     rolled = list(pair.roll(last, ahead=following))
     early = {t.id for t in rolled} - ids(last)
-    assert early  # the pool has room for eight
-    assert any(map(pair._book.held, pair._members))
+    assert early  # the pool has room for more than those two
     rest = [spec for spec in following if spec.id not in early]
     assert sampled([*rolled, *pair.roll(rest)]) == apart
     assert spent() - start == 2 * tokens  # what was under way went on, and was not begun again
