@@ -27,7 +27,8 @@ from math_verify import parse, verify
 from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.mdp import Outcome, Problem, Verdict
 from rise_ray.tasks.math import Math
-from rise_ray.verify.checker import Checker, Item
+from rise_ray.verify.batch import Item
+from rise_ray.verify.checker import Checker
 
 GOAL = 0.8
 ROUNDS = 5

@@ -11,7 +11,8 @@ from ray.actor import ActorHandle
 
 from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.mdp import Verdict
-from rise_ray.verify.checker import Checker, Item
+from rise_ray.verify.batch import Item
+from rise_ray.verify.checker import Checker
 
 _CALLS_AT_ONCE = 10_000  # each waits for its own items, and for nobody else's
 

@@ -24,7 +24,8 @@ from queue import Empty, SimpleQueue
 
 from rise_ray.config.settings import TaskConfig
 from rise_ray.errors import ConfigError, RiseError
-from rise_ray.mdp import Outcome, Problem, Verdict
+from rise_ray.mdp import Outcome, Verdict
+from rise_ray.verify.batch import Batch, Item, Work
 from rise_ray.verify.process import ChildProcess, Template
 
 MAX_RESPONSE_CHARS = 1_000_000
@@ -42,34 +43,9 @@ PATIENCE_S = 0.04
 MOST_SLOW = 4
 """Children that may be busy with slow items, beside `processes` others; they are kept."""
 
-Item = tuple[Problem, str]
-
 
 class VerifierStartError(RiseError):
     """Checking processes do not start, perhaps only for now: memory or processes may be short."""
-
-
-class _Batch:
-    """The items of one `check`, and the verdicts so far."""
-
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
-        self.future: Future[list[Verdict]] = Future()
-        self.future.set_running_or_notify_cancel()
-        self._verdicts: dict[int, Verdict] = {}
-        self._return_if_whole()
-
-    def settle(self, index: int, verdict: Verdict) -> None:
-        self._verdicts[index] = verdict
-        self._return_if_whole()
-
-    def _return_if_whole(self) -> None:
-        if len(self._verdicts) == len(self.items):
-            self.future.set_result([self._verdicts[index] for index in range(len(self.items))])
-
-
-Work = tuple[_Batch, int]
-"""An item: its batch, and where it is there."""
 
 
 class Checker:
@@ -104,10 +80,10 @@ class Checker:
         self._slow_seen = False
         self._failed_starts = 0
         self._next_start = 0.0
-        self._batches: set[_Batch] = set()
+        self._batches: set[Batch] = set()
         self._waiting: deque[Work] = deque()
         self._starts: list[Future[None]] = []  # whoever waits for the children
-        self._posted: SimpleQueue[_Batch | Future[None] | None] = SimpleQueue()
+        self._posted: SimpleQueue[Batch | Future[None] | None] = SimpleQueue()
         self._bell, self._push = os.pipe()
         os.set_blocking(self._bell, False)
         self._thread = threading.Thread(target=self._run, name="checker", daemon=True)
@@ -147,7 +123,7 @@ class Checker:
 
     def submit(self, items: Sequence[Item]) -> Future[list[Verdict]]:
         """`check`, whose result is to come."""
-        batch = _Batch(items)
+        batch = Batch(items)
         if not batch.future.done():
             self._post(batch)
         return batch.future
@@ -160,7 +136,7 @@ class Checker:
             os.close(self._bell)
             os.close(self._push)
 
-    def _post(self, what: _Batch | Future[None] | None) -> None:
+    def _post(self, what: Batch | Future[None] | None) -> None:
         if not self._thread.is_alive():
             raise RuntimeError("the checker is closed")
         self._posted.put(what)
@@ -192,7 +168,7 @@ class Checker:
                 return True
             if posted is None:
                 return False
-            if isinstance(posted, _Batch):
+            if isinstance(posted, Batch):
                 self._batches.add(posted)
                 self._waiting.extend((posted, index) for index in range(len(posted.items)))
             else:
@@ -320,15 +296,7 @@ class Checker:
 
     def _settle(self, work: Work, verdict: Verdict) -> None:
         batch, index = work
-        batch.settle(
-            index,
-            replace(
-                verdict,
-                answer=verdict.answer and _storable(verdict.answer),
-                reason=_storable(verdict.reason),
-                verifier_version=self.verifier_version,
-            ),
-        )
+        batch.settle(index, replace(verdict, verifier_version=self.verifier_version))
         if batch.future.done():
             self._batches.discard(batch)
 
@@ -394,8 +362,3 @@ class Checker:
             for key, _ in selector.select(timeout):
                 if key.data is not None:
                     key.data.write()
-
-
-def _storable(text: str) -> str:
-    """Text that every store takes: lone surrogates, which are not Unicode, are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()

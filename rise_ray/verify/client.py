@@ -25,7 +25,8 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from rise_ray.errors import user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.verify.actor import VerifierHandle
-from rise_ray.verify.checker import Item, VerifierStartError
+from rise_ray.verify.batch import Item
+from rise_ray.verify.checker import VerifierStartError
 
 MOST_LOSSES = 3
 """Verifiers that a batch may be lost with before its verdicts are `error`."""

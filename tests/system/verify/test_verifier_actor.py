@@ -18,7 +18,8 @@ from rise_ray.errors import ConfigError, user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
-from rise_ray.verify.checker import MAX_FAILED_STARTS, Item
+from rise_ray.verify.batch import Item
+from rise_ray.verify.checker import MAX_FAILED_STARTS
 from rise_ray.verify.client import MOST_LOSSES, Verification, verify_all
 from tests.system.processes import wait_gone
 from tests.system.verify.slow_task import CHECK_S, POISON, SHORT_TASK, TASK
