@@ -8,11 +8,14 @@ the OpenAI teacher is any compatible endpoint; the model teacher is a second rol
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +24,7 @@ from rise_ray.config.secrets import redact
 from rise_ray.config.teacher import TeacherConfig
 from rise_ray.errors import DataError, TeacherError
 from rise_ray.feedback.base import feedback_of
+from rise_ray.feedback.beside import Beside
 from rise_ray.feedback.constant import Constant
 from rise_ray.mdp import (
     Attempt,
@@ -41,6 +45,7 @@ from rise_ray.verify.client import verify_all
 
 TEACHER_VERSION = -1
 _BATCH = 64  # trajectories that the teacher works on at once
+_AHEAD = 2  # batches that wait for it, before the students do
 _LONGEST_BACK_OFF_S = 120.0  # that the client heeds, where an endpoint asks for it
 
 
@@ -129,21 +134,34 @@ class Teacher(ABC):
     def improve(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
         """Each trajectory with the teacher's answers; those without a turn are unchanged.
 
+        The students go on while the teacher answers: it has a thread of its own, and they are
+        `_AHEAD` batches ahead of it at most.
+
         Raises:
             DataError: a problem has no worked solution, for a teacher that needs one.
             TeacherError: the endpoint cannot be reached or refuses, after retries; or the
                 budget is spent.
         """
-        source = iter(trajectories)
-        while batch := list(itertools.islice(source, _BATCH)):
-            states = [
-                (trajectory, turn) for trajectory in batch for turn in range(len(trajectory.turns))
-            ]
-            yield from self._student.with_answers(batch, self._answers(states))
+        source, waiting = iter(trajectories), deque[Future[list[Trajectory]]]()
+        with Beside(self._improved, self._stop) as beside:
+            while batch := list(itertools.islice(source, _BATCH)):
+                waiting.append(beside.do(batch))
+                while waiting and (len(waiting) > _AHEAD or waiting[0].done()):
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _improved(self, batch: Sequence[Trajectory]) -> list[Trajectory]:
+        states = [(t, turn) for t in batch for turn in range(len(t.turns))]
+        return self._student.with_answers(batch, self._answers(states))
 
     @abstractmethod
     def _answers(self, states: Sequence[State]) -> Sequence[Answer | None]:
         """To each state; None where it failed at the teacher: the state gets no candidate."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """From another thread: `_answers` is to end by an error, now and from now on."""
 
 
 class ReferenceTeacher(Teacher):
@@ -159,6 +177,9 @@ class ReferenceTeacher(Teacher):
                 )
             answers.append(Answer(text, FinishReason.STOP, 0))
         return answers
+
+    def _stop(self) -> None:
+        """Nothing of it takes long."""
 
 
 class ModelTeacher(Teacher):
@@ -182,6 +203,9 @@ class ModelTeacher(Teacher):
         self._errors += sum(t.stop_reason is StopReason.ERROR for t in rolled.values())
         first = [next((t.attempt for t in rolled[spec.id].turns), None) for spec in specs]
         return [Answer(a.text, a.finish_reason, a.seed) if a else None for a in first]
+
+    def _stop(self) -> None:
+        self._pool.stop()
 
     def _spec(self, trajectory: Trajectory, turn: int) -> EpisodeSpec:
         plan = EpisodePlan(
@@ -216,6 +240,8 @@ class OpenAITeacher(Teacher):
         self._seed = seed
         self._spending = spending
         self._next_start = 0.0
+        self._stopped = False
+        self._answering: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
         tries_s = 2 * config.deadline_s * (1 + config.max_retries)
         self._longest_s = tries_s + _LONGEST_BACK_OFF_S * config.max_retries
 
@@ -225,9 +251,21 @@ class OpenAITeacher(Teacher):
         finally:
             self._spending.record(self._spending.tokens)
 
+    def _stop(self) -> None:
+        self._stopped = True
+        if self._answering is not None:
+            loop, task = self._answering
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(task.cancel)
+
     async def _answer_all(self, states: Sequence[State]) -> list[Answer]:
         from openai import AsyncOpenAI
 
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering = asyncio.get_running_loop(), task
+        if self._stopped:
+            raise asyncio.CancelledError
         config = self._config
         places = asyncio.Semaphore(config.concurrency)
         async with AsyncOpenAI(

@@ -73,6 +73,7 @@ class RolloutPool:
         self.requeued = 0
         """Leases that went back to the queue, all rolls together."""
         self._book = LeaseBook(workers.max_attempts)
+        self._stopped = False
 
     def roll(
         self,
@@ -137,7 +138,7 @@ class RolloutPool:
         while self._ready_count() < self._config.min_workers:
             self._grow(1)
             calls = {m.call: m for m in self._members.values() if m.status is Status.STARTING}
-            for call in _first_done(calls):
+            for call in self._first_done(calls):
                 self._started(calls[call])
             if time.monotonic() - started > self._config.start_deadline_s:
                 raise ClusterError(self._explain_missing())
@@ -244,6 +245,10 @@ class RolloutPool:
         for member in list(self._members.values()):
             self._remove(member)
 
+    def stop(self) -> None:
+        """From another thread: a roll that is under way there ends by an error in a second."""
+        self._stopped = True
+
     def shrink(self) -> None:
         """Stop the workers beyond `min_workers`, starting ones first; a roll starts them anew."""
         members = sorted(self._members.values(), key=lambda m: m.status is Status.READY)
@@ -290,7 +295,7 @@ class RolloutPool:
     def _collect(self, by_id: dict[str, EpisodeSpec]) -> Iterator[Trajectory]:
         """Wait for workers' answers; handle joins, results, deaths and stalls."""
         calls = {m.call: m for m in self._members.values() if m.call is not None}
-        for call in _first_done(calls):
+        for call in self._first_done(calls):
             member = calls[call]
             if member.status is Status.STARTING:
                 self._started(member)
@@ -314,6 +319,16 @@ class RolloutPool:
             if self._book.held(member.name) and (lacking := member.stalled(deadline_s)):
                 reason = f"no {lacking} for {deadline_s:g} s"
                 yield from self._lost(member, reason, by_id)
+
+    def _first_done(self, calls: dict[Any, Member]) -> list[Any]:
+        """All that have returned; waits a second for the first."""
+        if self._stopped:
+            raise RolloutError(f"the {self._label} pool was stopped")
+        if not calls:
+            time.sleep(1.0)
+            return []
+        ray.wait(list(calls), timeout=1.0)
+        return list(ray.wait(list(calls), num_returns=len(calls), timeout=0)[0])
 
     def _started(self, member: Member) -> None:
         try:
@@ -404,12 +419,3 @@ class RolloutPool:
             f"{config.num_gpus:g} GPU {config.resources or ''}; the cluster has free: "
             f"{ray.available_resources()}" + (f"; the last start failed: {last}" if last else "")
         )
-
-
-def _first_done(calls: dict[Any, Member]) -> list[Any]:
-    """All that have returned; waits a second for the first."""
-    if not calls:
-        time.sleep(1.0)
-        return []
-    ray.wait(list(calls), timeout=1.0)
-    return list(ray.wait(list(calls), num_returns=len(calls), timeout=0)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -224,4 +225,12 @@ def test_a_worker_that_cannot_start_stops_the_pool_with_its_cause(make_pool: Mak
 def test_workers_that_ray_has_no_room_for_are_named_by_a_deadline(make_pool: MakePool) -> None:
     pool = make_pool("homeless", resources={"no_such_node": 1.0}, start_deadline_s=3.0)
     with pytest.raises(ClusterError, match=r"0 of `min_workers` = 1 homeless.*no_such_node"):
+        list(pool.roll(make_specs(2)))
+
+
+def test_a_roll_that_another_thread_stops_ends(make_pool: MakePool) -> None:
+    pool = make_pool("homeless", resources={"no_such_node": 1.0}, start_deadline_s=3600.0)
+    timer = threading.Timer(2.0, pool.stop)
+    timer.start()
+    with pytest.raises(RolloutError, match="the homeless pool was stopped"):
         list(pool.roll(make_specs(2)))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from threading import Event
+from threading import enumerate as enumerate_threads
 from types import SimpleNamespace
 
 import pytest
 
 from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
 from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
-from rise_ray.feedback.teacher import Answer, ModelTeacher, OpenAITeacher, Spending
+from rise_ray.errors import TeacherError
+from rise_ray.feedback.beside import BESIDE
+from rise_ray.feedback.teacher import (
+    Answer,
+    ModelTeacher,
+    OpenAITeacher,
+    Spending,
+    State,
+    Teacher,
+)
 from rise_ray.mdp import FinishReason, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
 from tests.unit.rollout.episodes import rolled, spec
@@ -58,3 +70,83 @@ def test_a_model_teachers_share_of_errors_is_of_all_its_states() -> None:
     trajectories = [rolled(spec(sample), ["it is 7"]) for sample in range(66)]
     assert list(teacher.improve(trajectories)) == trajectories
     assert pool.asked == [(64, 64, 0), (2, 66, 64)]
+
+
+class Waiting(Teacher):
+    """A teacher that answers nothing, once it may."""
+
+    def __init__(self) -> None:
+        student = SimpleNamespace(with_answers=lambda rolled, answers: rolled)
+        super().__init__(student)  # type: ignore[arg-type]
+        self.may_answer = Event()
+        self.asked = Event()
+        self.stopped = False
+
+    def _answers(self, states: Sequence[State]) -> list[None]:
+        self.asked.set()
+        assert self.may_answer.wait(timeout=60)
+        if self.stopped:
+            raise CancelledError
+        return [None] * len(states)
+
+    def _stop(self) -> None:
+        self.stopped = True
+        self.may_answer.set()
+
+
+TRAJECTORIES = [rolled(spec(sample), ["it is 7"]) for sample in range(5 * 64 + 1)]
+
+
+def test_students_go_on_while_the_teacher_answers_and_do_not_leave_it_far_behind() -> None:
+    teacher, improved, most = Waiting(), 0, 0
+
+    def students() -> Iterator[Trajectory]:
+        nonlocal most
+        for number, trajectory in enumerate(TRAJECTORIES):
+            if number == 2 * 64:
+                assert teacher.asked.wait(timeout=60)
+                teacher.may_answer.set()
+            most = max(most, number - improved)
+            yield trajectory
+
+    for improved, trajectory in enumerate(teacher.improve(students()), start=1):
+        assert trajectory == TRAJECTORIES[improved - 1]
+    assert improved == len(TRAJECTORIES)
+    assert 2 * 64 <= most <= 3 * 64
+
+
+@pytest.mark.parametrize("students_fail", [False, True])
+def test_a_teacher_whose_answers_nobody_waits_for_ends(students_fail: bool) -> None:
+    teacher = Waiting()
+
+    def students() -> Iterator[Trajectory]:
+        yield from TRAJECTORIES[:64]
+        assert teacher.asked.wait(timeout=60)
+        if students_fail:
+            raise KeyError("theirs")
+        teacher.may_answer.set()
+        yield from TRAJECTORIES[64:]
+
+    improved = teacher.improve(students())
+    if students_fail:
+        with pytest.raises(KeyError, match="theirs"):
+            next(improved)
+    else:
+        assert next(improved) == TRAJECTORIES[0]
+        improved.close()  # type: ignore[attr-defined]
+    assert teacher.stopped
+    assert BESIDE not in {thread.name for thread in enumerate_threads()}
+
+
+def test_what_fails_in_a_teacher_is_its_callers_and_it_is_asked_nothing_more() -> None:
+    class Failing(Waiting):
+        asked_times = 0
+
+        def _answers(self, states: Sequence[State]) -> list[None]:
+            self.asked_times += 1
+            raise TeacherError("refused")
+
+    teacher = Failing()
+    with pytest.raises(TeacherError, match="refused"):
+        list(teacher.improve(TRAJECTORIES))
+    assert teacher.asked_times == 1
