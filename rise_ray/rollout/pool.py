@@ -282,11 +282,14 @@ class RolloutPool:
         )
 
     def _lease(self, by_id: dict[str, EpisodeSpec]) -> None:
+        # Nobody takes more than a share, or others would have nothing to do.
+        share = math.ceil(self._book.open / max(1, self._ready_count()))
+        capacity = min(share, self._config.episodes_in_flight)
         for member in list(self._members.values()):
             if member.status is Status.STARTING or member.call is not None:
                 continue
             stays = member.status is Status.READY
-            taken = self._book.take(member.name, self._config.episodes_in_flight) if stays else []
+            taken = self._book.take(member.name, capacity) if stays else []
             if self._book.held(member.name):
                 member.exchange([by_id[episode] for episode in taken])
             elif not stays:

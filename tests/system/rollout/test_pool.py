@@ -77,22 +77,34 @@ def test_the_same_specs_sample_the_same_tokens_in_any_order_and_others_by_anothe
     assert all(first[i] != other[i] for i in first)
 
 
+def spent(pool: RolloutPool) -> list[int]:
+    """Tokens, by worker."""
+    return [member.tokens for member in pool._members.values()]
+
+
+def test_few_episodes_are_shared_by_all_workers(pair: RolloutPool) -> None:
+    pair.wait_ready()
+    before = spent(pair)
+    specs = make_specs(2, **LONG)
+    assert sampled(pair.roll(specs)).keys() == ids(specs)
+    assert all(now > then for now, then in zip(spent(pair), before, strict=True))
+
+
 def test_workers_that_would_wait_for_the_last_go_on_with_what_comes_next(
     pair: RolloutPool,
 ) -> None:
-    def spent() -> int:
-        return sum(member.tokens for member in pair._members.values())
-
     last, following = make_specs(2, **LONG), make_specs(24, iteration=2)
-    start = spent()
+    start = sum(spent(pair))
     apart = sampled([*pair.roll(last), *pair.roll(following)])
-    tokens = spent() - start
+    tokens = sum(spent(pair)) - start
     rolled = list(pair.roll(last, ahead=following))
     early = {t.id for t in rolled} - ids(last)
     assert early  # the pool has room for more than those two
     rest = [spec for spec in following if spec.id not in early]
     assert sampled([*rolled, *pair.roll(rest)]) == apart
-    assert spent() - start == 2 * tokens  # what was under way went on, and was not begun again
+    assert (
+        sum(spent(pair)) - start == 2 * tokens
+    )  # what was under way went on, and was not begun again
 
 
 @pytest.mark.timeout(600)  # what was lost with a worker is rolled again one by one
