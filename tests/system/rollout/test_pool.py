@@ -102,9 +102,8 @@ def test_workers_that_would_wait_for_the_last_go_on_with_what_comes_next(
     assert early  # the pool has room for more than those two
     rest = [spec for spec in following if spec.id not in early]
     assert sampled([*rolled, *pair.roll(rest)]) == apart
-    assert (
-        sum(spent(pair)) - start == 2 * tokens
-    )  # what was under way went on, and was not begun again
+    # What was under way went on, and was not begun again.
+    assert sum(spent(pair)) - start == 2 * tokens
 
 
 @pytest.mark.timeout(600)  # what was lost with a worker is rolled again one by one
