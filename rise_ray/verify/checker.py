@@ -39,7 +39,9 @@ START_PAUSE_S = 1.0
 CHUNK, CHUNK_S = 32, 0.01
 """Items that a child holds at most, and how long they usually take: enough to hide the pipe."""
 PATIENCE_S = 0.04
-"""With one item, before others are checked beside it; longer where the usual one takes longer."""
+"""CPU time of one item, before others are checked beside it; more where the usual takes more."""
+ASLEEP_S = 1.0
+"""Of one item that takes no CPU time, until then."""
 MOST_SLOW = 4
 """Children that may be busy with slow items, beside `processes` others; they are kept."""
 
@@ -76,7 +78,7 @@ class Checker:
         self._memory_mib = memory_mib
         self._template: Template | None = None
         self._children: list[ChildProcess[Work]] = []
-        self._usual_s = CHUNK_S  # of an item, until it is known
+        self._usual_s = CHUNK_S  # CPU time of an item, until it is known
         self._slow_seen = False
         self._failed_starts = 0
         self._next_start = 0.0
@@ -195,7 +197,16 @@ class Checker:
         return self._template if self._template and not self._template.ready else None
 
     def _is_slow(self, child: ChildProcess[Work]) -> bool:
-        return bool(child.in_flight) and time.monotonic() - child.since >= self._patience_s
+        return bool(child.in_flight) and self._slow_in(child) <= 0
+
+    def _slow_in(self, child: ChildProcess[Work]) -> float:
+        """Seconds, at least, until its item is one that others no longer wait for.
+
+        It has had its share of CPU time by then; or it does not want any.
+        """
+        waited_s = time.monotonic() - child.since
+        left_s = self._patience_s - min(waited_s, child.worked_s)
+        return min(left_s, ASLEEP_S - waited_s)
 
     @property
     def _patience_s(self) -> float:
@@ -265,7 +276,7 @@ class Checker:
                 self._settle((batch, index), Verdict(Outcome.UNPARSEABLE, None, reason))
                 continue
             if not child.in_flight:
-                child.since = time.monotonic()
+                child.begin()
             child.give((batch, index), {"problem": asdict(problem), "response": response})
 
     def _give_back(self, works: Iterable[Work]) -> None:
@@ -281,14 +292,14 @@ class Checker:
             retire = reply.pop("retire")
             if (work := child.in_flight.popleft()) is not None:
                 self._settle(work, Verdict(Outcome(reply.pop("outcome")), **reply))
-            took_s = min((time.monotonic() - child.since) / len(replies), 2 * self._patience_s)
+            took_s = min(child.worked_s / len(replies), 2 * self._patience_s)
             self._usual_s += (took_s - self._usual_s) / 16
             if retire or None in child.in_flight:  # another is made in less than those would take
                 self._remove(child)
                 self._give_back(filter(None, child.in_flight))
                 return
         if replies:
-            child.since = time.monotonic()
+            child.begin()
         if closed:
             self._lose(child, f"the checking process died ({child.wait()})")
         elif child.in_flight and time.monotonic() >= child.since + self._deadline_s:
@@ -348,8 +359,10 @@ class Checker:
         dues += [self._next_start] if loading is None and self._lacks_children() else []
         for child in self._children:
             if child.in_flight:
-                patient = not self._is_slow(child) and (self._waiting or len(child.in_flight) > 1)
-                dues.append(child.since + (self._patience_s if patient else self._deadline_s))
+                dues.append(child.since + self._deadline_s)
+                if self._waiting or len(child.in_flight) > 1:
+                    slow_in = self._slow_in(child)
+                    dues += [time.monotonic() + slow_in] if slow_in > 0 else []
         timeout = max(0.0, min(dues) - time.monotonic()) if dues else None
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ)
