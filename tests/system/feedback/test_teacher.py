@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,6 @@ from rise_ray.config.teacher import ModelTeacher as ModelTeacherConfig
 from rise_ray.config.teacher import OpenAITeacher as OpenAITeacherConfig
 from rise_ray.config.teacher import ReferenceTeacher as ReferenceTeacherConfig
 from rise_ray.errors import TeacherError
-from rise_ray.feedback.beside import BESIDE
 from rise_ray.feedback.teacher import OpenAITeacher, Spending, Student, make_teacher
 from rise_ray.mdp import Attempt, FinishReason, Outcome, Trajectory, WeightVersion
 from rise_ray.rollout.chat import ChatFormat, load_tokenizer
@@ -196,23 +194,6 @@ def test_an_endpoint_that_drips_stops_the_run(
     # Ours, or on a busy machine the client's own (APITimeoutError): without ours it is answered.
     with pytest.raises(TeacherError, match=r"fake-model at http.*TimeoutError"):
         list(make_openai(deadline_s=1.0, max_retries=0).improve(rolled))
-
-
-def test_a_run_that_is_stopped_does_not_wait_for_an_endpoint(
-    rolled: list[Trajectory], endpoint: FakeEndpoint, make_openai: MakeTeacher
-) -> None:
-    endpoint.delay_s = 600.0
-    recorded: list[int] = []
-
-    def students() -> Iterator[Trajectory]:
-        while not endpoint.requests:  # they go on while it answers
-            yield from rolled
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        list(make_openai(Spending(0, recorded.append)).improve(students()))
-    assert BESIDE not in {thread.name for thread in threading.enumerate()}
-    assert recorded == [0]
 
 
 def test_a_spent_budget_stops_the_run_and_counts_what_was_spent_before(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from threading import Event
@@ -22,15 +23,24 @@ from rise_ray.feedback.teacher import (
     State,
     Teacher,
 )
-from rise_ray.mdp import FinishReason, Trajectory
+from rise_ray.mdp import FinishReason, Message, Trajectory
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
+from tests.system.feedback.fake_endpoint import FakeEndpoint, serving
 from tests.unit.rollout.episodes import rolled, spec
 
 
-def read(content: str | None, monkeypatch: pytest.MonkeyPatch) -> Answer:
+def openai_teacher(
+    monkeypatch: pytest.MonkeyPatch, recorded: list[int], **settings: object
+) -> OpenAITeacher:
     monkeypatch.setenv("RISE_RAY_TEST_KEY", "not-a-key")
-    config = OpenAITeacherConfig(kind="openai", model="m", api_key_env="RISE_RAY_TEST_KEY")
-    teacher = OpenAITeacher(None, config, 0, Spending(0, lambda tokens: None))  # type: ignore[arg-type]
+    given = {"kind": "openai", "model": "m", "api_key_env": "RISE_RAY_TEST_KEY"} | settings
+    student = SimpleNamespace(messages=lambda *state: [Message("user", "?")], with_answers=None)
+    config, spending = OpenAITeacherConfig(**given), Spending(0, recorded.append)
+    return OpenAITeacher(student, config, 0, spending)  # type: ignore[arg-type]
+
+
+def read(content: str | None, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    teacher = openai_teacher(monkeypatch, [])
     choice = SimpleNamespace(finish_reason="length", message=SimpleNamespace(content=content))
     reply = SimpleNamespace(usage=SimpleNamespace(total_tokens=10), choices=[choice])
     return teacher._read(reply, SimpleNamespace(id="t"), 0, seed=5)  # type: ignore[arg-type]
@@ -150,3 +160,22 @@ def test_what_fails_in_a_teacher_is_its_callers_and_it_is_asked_nothing_more() -
     with pytest.raises(TeacherError, match="refused"):
         list(teacher.improve(TRAJECTORIES))
     assert teacher.asked_times == 1
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_an_endpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded: list[int] = []
+
+    def students() -> Iterator[Trajectory]:
+        yield from TRAJECTORIES[:64]
+        while not endpoint.requests:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with serving(FakeEndpoint(lambda messages: "never", delay_s=600.0)) as endpoint:
+        teacher = openai_teacher(monkeypatch, recorded, base_url=endpoint.base_url)
+        with pytest.raises(KeyboardInterrupt):
+            next(teacher.improve(students()))
+        assert BESIDE not in {thread.name for thread in enumerate_threads()}
+        assert recorded == [0]
