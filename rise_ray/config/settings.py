@@ -123,8 +123,7 @@ class VerifyConfig(Settings):
     num_cpus: float = Field(default=0.1, ge=0)
     """Of each actor."""
     processes: int = Field(default=1, ge=1)
-    """Child processes of each actor; a few more where answers take long, so that others need not
-    wait."""
+    """Child processes of each actor."""
     deadline_s: float = Field(default=5.0, gt=0)
     """Of one answer; the child is killed then and the verdict is `error`."""
     progress_deadline_s: float = Field(default=120.0, gt=0)

@@ -34,7 +34,8 @@ def next_to_roll(stages: Sequence[Spec], spec: Roll | Evaluate) -> Roll | Evalua
     They are of the same weights, no teacher has a part in either, and how many responses they have
     does not depend on what was sampled.
     """
-    following = stages[stages.index(spec) + 1]  # the last one is the report
+    keys = [stage.key for stage in stages]
+    following = stages[keys.index(spec.key) + 1]  # the last one is the report
     if not isinstance(following, Roll | Evaluate) or following.weights != spec.weights:
         return None
     open_ended = isinstance(following, Roll) and following.episodes.candidates is None

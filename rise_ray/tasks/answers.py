@@ -32,16 +32,6 @@ _EXTRACTION = [parser.LatexExtractionConfig(boxed_match_priority=0)]
 _UNDEFINED = (sympy.nan, sympy.zoo)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
-_USUAL = (
-    (r"\frac{3}{4}", "0.75"),
-    ("x^2+3x+2", "(x+1)(x+2)"),
-    (r"2\sqrt{3}", r"\sqrt{12}"),
-    ("(1,4]", "[2,5)"),
-    (r"\{1,2\}", "(2,1)"),
-    ("x=5", "y=3"),
-)
-"""References and answers."""
-
 Parsed = list[sympy.Basic | sympy.MatrixBase | str]
 
 # sympy turns numbers into text to order them, and Python refuses that for more than 4,300 digits. A
@@ -50,12 +40,6 @@ sys.set_int_max_str_digits(2 * MAX_DIGITS)
 
 # It warns in every process that its time limits are off; that is on purpose (see above).
 logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-
-def warm_up() -> None:
-    """Judge answers of the usual kinds: in a new process the first ones take 0.1 to 0.7 s each."""
-    for reference, answer in _USUAL:
-        judge_answer(reference, answer)
 
 
 def judge_answer(reference: str, answer: str | None) -> Verdict:

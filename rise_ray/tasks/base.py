@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from rise_ray.mdp import Message, Problem, Verdict
 
@@ -52,11 +52,3 @@ class Task(Protocol):
 
     def vocabulary(self) -> list[str] | None:
         """The words of a closed-vocabulary task (for a word-level tokenizer), or None."""
-
-
-@runtime_checkable
-class Warmed(Protocol):
-    """A task whose first checks take longer than the later ones: caches fill, code is imported."""
-
-    def warm_up(self) -> None:
-        """Fill them: called once, in the process that those which check are forked from."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rise_ray.errors import DataError
 from rise_ray.mdp import Problem, Verdict
-from rise_ray.tasks.answers import judge_answer, warm_up
+from rise_ray.tasks.answers import judge_answer
 from rise_ray.tasks.boxed import last_boxed
 from rise_ray.tasks.dataset import DatasetTask
 from rise_ray.tasks.source import Row, text_column
@@ -58,10 +58,6 @@ class Gsm8k(DatasetTask):
         if problem.solution is None:
             return None
         return f"{problem.solution}\nThe final answer is \\boxed{{{problem.reference}}}."
-
-    def warm_up(self) -> None:
-        """See `rise_ray.tasks.base.Warmed`."""
-        warm_up()
 
 
 def number_of(answer: str) -> str:

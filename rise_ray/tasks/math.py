@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from rise_ray.errors import DataError
 from rise_ray.mdp import Problem, Verdict
-from rise_ray.tasks.answers import judge_answer, warm_up
+from rise_ray.tasks.answers import judge_answer
 from rise_ray.tasks.boxed import last_boxed
 from rise_ray.tasks.dataset import DatasetTask
 from rise_ray.tasks.source import Row, text_column
@@ -41,7 +41,3 @@ class Math(DatasetTask):
 
     def reference_response(self, problem: Problem) -> str | None:
         return problem.solution
-
-    def warm_up(self) -> None:
-        """See `rise_ray.tasks.base.Warmed`."""
-        warm_up()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import ray
 from ray.actor import ActorHandle
 
 from rise_ray.config.settings import TaskConfig, VerifyConfig
 from rise_ray.mdp import Verdict
-from rise_ray.verify.batch import Item
-from rise_ray.verify.checker import Checker
+from rise_ray.verify.checker import Checker, Item
 
-_CALLS_AT_ONCE = 10_000  # each waits for its own items, and for nobody else's
+_WATCH = "watch"  # the threads that answer while another one checks
 
 
 class Verifier:
@@ -23,33 +22,33 @@ class Verifier:
     def __init__(self, task: TaskConfig, config: VerifyConfig) -> None:
         self._task = task
         self._config = config
-        self._checker: Checker | None = None
-        self._starting = asyncio.Lock()
 
-    async def check(self, items: Sequence[Item]) -> list[Verdict]:
+    def check(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in their order (see `Checker.check`)."""
-        return await asyncio.wrap_future((await self._started()).submit(items))
+        return self._checker.check(items)
 
-    async def pids(self) -> list[int]:
-        return (await self._started()).pids
+    def pids(self) -> list[int]:
+        return self._checker.pids
 
-    async def wait_ready(self) -> None:
+    def wait_ready(self) -> None:
         """Start the child processes that are missing; returns once all are up."""
-        await asyncio.to_thread((await self._started()).wait_ready)
+        self._checker.wait_ready()
 
-    async def progress(self) -> int:
-        """`Checker.progress`: answered at once, also while checks are under way."""
-        return 0 if self._checker is None else self._checker.progress
+    @ray.method(concurrency_group=_WATCH)
+    def progress(self) -> int:
+        """`Checker.progress`: answered at once, also while a check is under way."""
+        checker: Checker | None = vars(self).get("_checker")
+        return 0 if checker is None else checker.progress
 
-    async def _started(self) -> Checker:
-        """Made by the first call, not by the constructor: an error reaches the caller as it is."""
+    @cached_property
+    def _checker(self) -> Checker:
+        """Made by the first call and not by the constructor.
+
+        So an error reaches the caller as what it is, and the children's parent thread (they die
+        with it) is the one that serves all calls.
+        """
         config = self._config
-        async with self._starting:
-            if self._checker is None:
-                self._checker = await asyncio.to_thread(
-                    Checker, self._task, config.processes, config.deadline_s, config.memory_mib
-                )
-        return self._checker
+        return Checker(self._task, config.processes, config.deadline_s, config.memory_mib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +72,8 @@ class VerifierHandle:
 
 def start_verifiers(task: TaskConfig, config: VerifyConfig) -> list[VerifierHandle]:
     """`config.actors` verifiers, which Ray restarts wherever and whenever they die."""
-    options = {"num_cpus": config.num_cpus, "max_restarts": -1, "max_concurrency": _CALLS_AT_ONCE}
-    verifier = ray.remote(Verifier).options(**options)
+    actor = ray.remote(num_cpus=config.num_cpus, max_restarts=-1, concurrency_groups={_WATCH: 1})
+    verifier = actor(Verifier)
     return [
         VerifierHandle(verifier.remote(task, config), config.progress_deadline_s)
         for _ in range(config.actors)

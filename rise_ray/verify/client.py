@@ -7,16 +7,18 @@
     for tag, verdicts in verification.poll(wait_s=0.1): ...
 
 A verifier that dies, hangs or gets no process to check in costs time and no verdict: checking has
-no side effects, so what it had is sent again. Only a batch that was lost several times, or that
+no side effects, so its batch is sent again. Only a batch that was lost several times, or that
 waited long for any verifier, ends as `error`.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,35 +27,34 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from rise_ray.errors import user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.verify.actor import VerifierHandle
-from rise_ray.verify.batch import Item
-from rise_ray.verify.checker import VerifierStartError
+from rise_ray.verify.checker import Item, VerifierStartError
 
 MOST_LOSSES = 3
 """Verifiers that a batch may be lost with before its verdicts are `error`."""
-_MOST_HELD = 256  # items that a verifier has at most: enough to keep it busy, few enough to share
 _LOOK_S = 1.0  # how often the verifiers are looked at
 _LOSSES = (RayActorError, ObjectLostError, OutOfMemoryError, VerifierStartError)
 
 
-@dataclass(eq=False)
+@dataclass
 class _Batch:
-    """What was added together: one call of a verifier, which no other's items hold up."""
+    """Responses sent to a verifier together: each tag with the number of its items."""
 
-    tag: Any
     items: list[Item]
+    tags: list[tuple[Any, int]]
     losses: int = 0
 
 
-@dataclass(eq=False)
+@dataclass
 class _Line:
-    """One verifier: the batches that it has, by their calls, and its last sign of progress.
+    """One verifier: the batch that it has, and its last sign of progress.
 
     `away`: it was lost; it gets work again when its processes are up, which it is asked by `ready`.
     `since` is in watched seconds (see `Verification`).
     """
 
     verifier: VerifierHandle
-    calls: dict[Any, _Batch] = field(default_factory=dict)
+    batch: _Batch | None = None
+    call: Any = None
     away: bool = False
     ready: Any = None
     ping: Any = None
@@ -61,28 +62,22 @@ class _Line:
     since: float = 0.0
 
     @property
-    def held(self) -> int:
-        """Items."""
-        return sum(len(batch.items) for batch in self.calls.values())
-
-    def has_room(self, batch: _Batch) -> bool:
-        """What was lost before may have been at fault: it is sent alone, and nothing after it."""
-        if self.away or batch.losses or any(held.losses for held in self.calls.values()):
-            return not self.away and not self.calls
-        return self.held < _MOST_HELD
+    def idle(self) -> bool:
+        return self.batch is None and not self.away
 
 
 class Verification:
-    """Responses on their way through the verifiers.
+    """Responses on their way through the verifiers, in batches that form by themselves.
 
-    Slow and hung are told apart by progress: a verifier that settles nothing for
-    `progress_deadline_s` is restarted. That time is counted only while someone polls, so a caller
-    may pause.
+    Each verifier has one batch at a time; what is added meanwhile is the next batch. Slow and
+    hung are told apart by progress: a verifier that settles nothing for `progress_deadline_s` is
+    restarted. That time is counted only while someone polls, so a caller may pause.
     """
 
     def __init__(self, verifiers: Sequence[VerifierHandle]) -> None:
-        self._lines = [_Line(verifier) for verifier in verifiers]
-        self._waiting: deque[_Batch] = deque()
+        self._lines = deque(_Line(verifier) for verifier in verifiers)
+        self._waiting: deque[tuple[Any, list[Item]]] = deque()
+        self._lost: deque[_Batch] = deque()
         self._results: list[tuple[Any, list[Verdict]]] = []
         self._polled = time.monotonic()
         self._watched_s = self._looked_s = self._answered_s = 0.0
@@ -90,7 +85,7 @@ class Verification:
 
     def add(self, tag: Any, items: list[Item]) -> None:
         """Queue responses; `tag` comes back with their verdicts."""
-        self._waiting.append(_Batch(tag, items))
+        self._waiting.append((tag, items))
 
     def poll(self, wait_s: float) -> list[tuple[Any, list[Verdict]]]:
         """Send what waits, collect what is checked, waiting at most `wait_s` for it.
@@ -112,47 +107,62 @@ class Verification:
         return results
 
     def _send(self) -> None:
-        """To whoever has least; what was lost is first in line, and has to be sent first."""
-        while self._waiting:
-            free = [line for line in self._lines if line.has_room(self._waiting[0])]
-            if not free:
+        idle = [line for line in self._lines if line.idle]
+        for position, line in enumerate(idle):
+            batch = self._next_batch(verifiers=len(idle) - position)
+            if batch is None:
                 return
-            line, batch = min(free, key=lambda line: line.held), self._waiting.popleft()
-            if not line.calls:
-                line.progress, line.since = None, self._watched_s
-            line.calls[line.verifier.actor.check.remote(batch.items)] = batch
+            line.batch, line.call = batch, line.verifier.actor.check.remote(batch.items)
+            line.progress, line.since = None, self._watched_s
+
+    def _next_batch(self, verifiers: int) -> _Batch | None:
+        """What a verifier gets next, where so many are free."""
+        if self._lost:
+            return self._lost.popleft()
+        share = math.ceil(len(self._waiting) / verifiers)
+        if not share:
+            return None
+        added = [self._waiting.popleft() for _ in range(share)]
+        return _Batch(
+            items=[item for _, items in added for item in items],
+            tags=[(tag, len(items)) for tag, items in added],
+        )
 
     def _collect(self, wait_s: float) -> None:
-        lines = {call: line for line in self._lines for call in line.calls}
+        lines = {line.call: line for line in self._lines if line.batch}
         if not lines:
-            if self._waiting:  # every verifier is away: do not spin
+            if self._waiting or self._lost:  # every verifier is away: do not spin
                 time.sleep(wait_s)
             return
         if wait_s:
             ray.wait(list(lines), timeout=wait_s)  # for the first of them
         for call in ray.wait(list(lines), num_returns=len(lines), timeout=0)[0]:
-            if call in lines[call].calls:  # or its verifier was just lost, by another call
-                self._take(lines[call], call)
+            self._take(lines[call])
 
-    def _take(self, line: _Line, call: Any) -> None:
+    def _take(self, line: _Line) -> None:
+        assert line.batch is not None
         try:
-            verdicts = ray.get(call)
+            verdicts = iter(ray.get(line.call))
         except _LOSSES as error:
             self._lose(line, _why(error))
             return
-        self._results.append((line.calls.pop(call).tag, verdicts))
-        line.since = self._answered_s = self._watched_s
+        self._results += [
+            (tag, list(itertools.islice(verdicts, count))) for tag, count in line.batch.tags
+        ]
+        line.batch = line.call = line.ping = None
+        self._lines.remove(line)
+        self._lines.append(line)  # the one that waited longest is first in line
 
     def _look(self) -> None:
         """Restart what is silent for too long, and ask the others how far they are."""
-        for line in self._lines:
-            if not line.calls and not line.away:
+        for line in list(self._lines):
+            if line.idle:
                 continue
             self._listen(line)
             if line.away:
                 self._welcome(line)
             deadline_s = line.verifier.progress_deadline_s
-            if (line.calls or line.away) and self._watched_s - line.since > deadline_s:
+            if not line.idle and self._watched_s - line.since > deadline_s:
                 line.verifier.restart()
                 self._lose(line, f"it settled nothing for {deadline_s:g} s and was restarted")
         if not all(line.away for line in self._lines):
@@ -161,8 +171,8 @@ class Verification:
         patience_s = MOST_LOSSES * max(line.verifier.progress_deadline_s for line in self._lines)
         if self._watched_s - self._answered_s > patience_s:
             reason = f"no verifier was up for {patience_s:g} s; the last loss: {self._last_loss}"
-            while self._waiting:
-                self._fail(self._waiting.popleft(), reason)
+            while (batch := self._next_batch(verifiers=1)) is not None:
+                self._fail(batch, reason)
 
     def _listen(self, line: _Line) -> None:
         """Take a verifier's answer to the last question, if it is there, and ask again."""
@@ -180,7 +190,10 @@ class Verification:
         line.ping = line.verifier.actor.progress.remote()
 
     def _welcome(self, line: _Line) -> None:
-        """Take a lost verifier's word that its processes are up, if it is there, or ask again."""
+        """Take a lost verifier's word that its processes are up, if it is there, or ask again.
+
+        It may wait behind the batches of others who use this verifier, and their progress.
+        """
         if line.ready is not None:
             if not ray.wait([line.ready], timeout=0)[0]:
                 return
@@ -196,23 +209,22 @@ class Verification:
         line.ready = line.verifier.actor.wait_ready.remote()
 
     def _lose(self, line: _Line, reason: str) -> None:
-        """A verifier is gone; its batches wait for another or, after too many, are errors."""
-        lost = list(line.calls.values())
-        line.calls.clear()
-        line.ping = line.ready = None
+        """A verifier is gone; its batch waits for another or, after too many, is an error."""
+        batch = line.batch
+        line.batch = line.call = line.ping = line.ready = None
         line.away, line.since = True, self._watched_s
-        for batch in reversed(lost):
-            self._last_loss = reason
-            batch.losses += 1
-            if batch.losses < MOST_LOSSES:
-                self._waiting.appendleft(batch)
-            else:
-                why = f"the verifier was lost {batch.losses} times; the last: {reason}"
-                self._fail(batch, why)
+        if batch is None:
+            return
+        self._last_loss = reason
+        batch.losses += 1
+        if batch.losses < MOST_LOSSES:
+            self._lost.append(batch)
+        else:
+            self._fail(batch, f"the verifier was lost {batch.losses} times; the last: {reason}")
 
     def _fail(self, batch: _Batch, reason: str) -> None:
         error = Verdict(Outcome.ERROR, None, reason)
-        self._results.append((batch.tag, [error] * len(batch.items)))
+        self._results += [(tag, [error] * count) for tag, count in batch.tags]
 
 
 def _why(error: Exception) -> str:

@@ -44,14 +44,6 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def called(process: psutil.Process) -> str:
-    """The name that it gave itself, or its program's. Empty if it is gone."""
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return ""
-
-
 def lives(process: psutil.Process) -> bool:
     """Whether it runs: a zombie does not."""
     try:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from rise_ray.verify.child import CHECKS
 from tests.chaos.nodes import Node, Nodes
 from tests.chaos.plan import Kind
-from tests.chaos.processes import called, descendants, title
+from tests.chaos.processes import descendants, title
 
 _ROLLING = "ray::RolloutWorker.exchange"
 _PREFIX = {
@@ -19,6 +18,7 @@ _PREFIX = {
     Kind.VERIFIER: "ray::Verifier",
     Kind.TRAINER: "ray::RayTrainWorker",
 }
+_CHECK = "rise_ray.verify.child"
 _PARTS_OF_A_RUN = ("ray::RolloutWorker", _PREFIX[Kind.VERIFIER], _PREFIX[Kind.TRAINER])
 
 
@@ -69,7 +69,7 @@ def victims(kind: Kind, census: Census) -> list[Victim]:
         below = [(child, title(child)) for worker in workers for child in descendants(worker.pid)]
         return _labelled(below, lambda name: name.startswith(_PREFIX[kind]))
     if kind is Kind.CHECK:
-        return _labelled([(p, name) for p, name in found if called(p) == CHECKS], bool)
+        return _labelled(found, lambda name: _CHECK in name)
     return _labelled(found, lambda name: name.startswith(_PREFIX[kind]))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 from rise_ray.mdp import Problem, Verdict
 from rise_ray.tasks.countdown import Countdown
@@ -24,8 +23,7 @@ class Slow(Countdown):
         """See `Countdown.check`."""
         time.sleep(CHECK_S)
         if response == POISON:
-            template = Path(f"/proc/{os.getppid()}/stat").read_text()
-            os.kill(int(template.rpartition(")")[2].split()[1]), signal.SIGKILL)
+            os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
         return super().check(problem, response)
 

@@ -11,13 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rise_ray.verify.child import CHECKS
 from tests.chaos.nodes import Node
 from tests.chaos.plan import Kind
 from tests.chaos.victims import Census, victims
 
-TEMPLATE, FORKED = "python -P -m rise_ray.verify.child", "python  -m rise_ray.verify.child"
-ROLLING = ["ray::RolloutWorker.exchange", "ray::Verifier", FORKED, TEMPLATE]
+ROLLING = ["ray::RolloutWorker.exchange", "ray::Verifier", "python -m rise_ray.verify.child"]
 TRAINING = ["ray::RolloutWorker", "ray::Verifier", "ray::RayTrainWorker.poll"]
 MakeCensus = Callable[..., Census]
 
@@ -26,12 +24,9 @@ MakeCensus = Callable[..., Census]
 def census(tmp_path: Path) -> Iterator[MakeCensus]:
     """Nodes of sleeping processes that are called as Ray calls its own."""
     with ExitStack() as stack:
-        checks = tmp_path / CHECKS  # by which a process is called
-        checks.symlink_to("/bin/sleep")
 
         def start(name: str) -> subprocess.Popen[bytes]:
-            program = checks if name == FORKED else "/bin/sleep"
-            process = subprocess.Popen([name, "60"], executable=program)
+            process = subprocess.Popen([name, "60"], executable="/bin/sleep")
             stack.callback(process.wait)
             stack.callback(process.kill)
             return process
