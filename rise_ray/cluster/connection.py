@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rise_ray.cluster.machine import connection_failure
-from rise_ray.config.settings import RunConfig, TrainConfig, WorkersConfig
+from rise_ray.config.settings import ReferenceConfig, RunConfig, TrainConfig, WorkersConfig
 from rise_ray.errors import ClusterError
 
 # What a sort task of Ray Data asks for, and cannot be told otherwise.
@@ -82,8 +82,9 @@ def in_job_copy(path: str) -> bool:
 def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict[str, float]:
     """What a run needs at the same time at least, as Ray resources.
 
-    Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers;
-    trainings do only where either of them is not released for the other.
+    Tasks of the run itself (relabeling, a parity reference) run beside the rollout workers, but for
+    a reference on GPUs, which is made before there are any; trainings run beside them only where
+    either is not released for the other.
     """
     rolling: dict[str, float] = defaultdict(float)
     training: dict[str, float] = defaultdict(float)
@@ -95,11 +96,15 @@ def required_resources(config: RunConfig, teacher: WorkersConfig | None) -> dict
                 rolling[name] += amount * count
     rollout, train = config.rollout, config.train
     turns = rollout.release_during_training and train.release_during_rollouts
+    reference = _resources(config.sync.reference)
+    # A teacher's is made beside the students that have rolled before.
+    tasks = reference if teacher or not reference["GPU"] else {}
     needed = {}
-    for name in {*rolling, *training}:
+    for name in {*rolling, *training, *reference}:
         staying = 0.0 if turns else rolling[name]
-        task = max(_TASK_CPUS, config.sync.reference.num_cpus) if name == "CPU" else 0.0
-        needed[name] = max(rolling[name] + task, staying + training[name])
+        task = max(tasks.get(name, 0.0), _TASK_CPUS if name == "CPU" else 0.0)
+        alone = reference.get(name, 0.0)
+        needed[name] = max(rolling[name] + task, staying + training[name], alone)
     needed["CPU"] += config.verify.actors * config.verify.num_cpus
     return {name: round(amount, 3) for name, amount in sorted(needed.items()) if amount}
 
@@ -249,5 +254,5 @@ def _workers(
         yield TRAINER, _resources(config.warm_start.train), config.warm_start.train.workers
 
 
-def _resources(one: WorkersConfig | TrainConfig) -> dict[str, float]:
+def _resources(one: WorkersConfig | TrainConfig | ReferenceConfig) -> dict[str, float]:
     return {"CPU": one.num_cpus, "GPU": one.num_gpus, **one.resources}

@@ -229,7 +229,8 @@ class ReferenceConfig(Settings):
     num_cpus: float = Field(default=1.0, ge=1)
     """Also its threads. It holds the whole model in memory."""
     num_gpus: int = Field(default=0, ge=0)
-    """Over which the model is spread, before rollout workers start; 0: on the CPU, beside them."""
+    """Over which the model is spread, before rollout workers start (a teacher's: beside the
+    students' least); 0: on the CPU, beside the workers."""
     resources: dict[str, float] = {}
     """Custom Ray resources, for example to pick a node type."""
 

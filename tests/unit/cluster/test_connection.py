@@ -56,6 +56,17 @@ def test_gpus_and_custom_resources_are_counted() -> None:
     assert required_resources(config, None) == {"CPU": cpus, "GPU": 2.0, "big": 1.0, "spot": 2.0}
 
 
+def test_a_reference_is_counted_beside_the_workers_or_on_gpus_before_them() -> None:
+    beside = _config("sync.reference={num_cpus: 8, resources: {big: 1}}")
+    assert required_resources(beside, None) == {"CPU": 3.0 + 8.0 + VERIFIER, "big": 1.0}
+    workers = _config("rollout.workers.num_gpus=1")
+    before = _config("rollout.workers.num_gpus=1", "sync.reference={num_cpus: 2, num_gpus: 4}")
+    assert required_resources(workers, None)["GPU"] == 2.0
+    assert required_resources(before, None) == {"CPU": 3.0 + TASK + VERIFIER, "GPU": 4.0}
+    # A teacher's is made where students are already.
+    assert required_resources(before, workers.rollout.workers)["GPU"] == 2.0 + 2.0 + 4.0
+
+
 def test_a_teachers_pool_and_every_verifier_are_counted() -> None:
     config = _config(
         "recipe={name: rise, teacher: {kind: model, path: t, workers: {num_cpus: 2, num_gpus: 1}}}",

@@ -162,6 +162,24 @@ def test_records_say_after_which_step_they_begin(
     ]
 
 
+@pytest.mark.parametrize(("took_s", "pause_s"), [(0.1, 10.0), (2.0, 40.0)])
+def test_states_take_a_twentieth_of_the_time_at_most(
+    start: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch, took_s: float, pause_s: float
+) -> None:
+    now = 100.0
+
+    class Slow(Engine):
+        def save_checkpoint(self, path: str, tag: str, client_state: dict[str, Any]) -> None:
+            nonlocal now
+            now += took_s
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+    run = start(Slow())
+    run.task.job.config = run.task.job.config.model_copy(update={"checkpoint_every_s": 10.0})
+    run._save()
+    assert run._save_at == pytest.approx(now + pause_s)
+
+
 def test_a_state_carries_its_schema_version(start: Callable[..., _Run]) -> None:
     engine = Engine()
     start(engine).steps()
