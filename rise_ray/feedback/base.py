@@ -29,8 +29,12 @@ class Feedback(Protocol):
     def texts(self) -> tuple[str, ...]:
         """All that it may say, to know before a run that it fits."""
 
+    @property
+    def tells_verdict(self) -> bool:
+        """Whether `text` depends on the attempt's verdict: the next turn waits for it then."""
+
     def text(self, problem: Problem, attempt: Attempt) -> str | None:
-        """After this attempt, whose verdict is known; None: what it tells is not known.
+        """After this attempt, whose verdict is known where it is told; None: it could not be.
 
         An episode cannot go on after None: the check failed, and any text would be a guess.
         """

@@ -18,5 +18,9 @@ class Constant:
     def texts(self) -> tuple[str, ...]:
         return (self.said,)
 
+    @property
+    def tells_verdict(self) -> bool:
+        return False
+
     def text(self, problem: Problem, attempt: Attempt) -> str | None:
         return self.said

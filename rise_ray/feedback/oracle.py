@@ -19,6 +19,10 @@ class Oracle:
     def texts(self) -> tuple[str, ...]:
         return (self.right, self.wrong)
 
+    @property
+    def tells_verdict(self) -> bool:
+        return True
+
     def text(self, problem: Problem, attempt: Attempt) -> str | None:
         """See `rise_ray.feedback.base.Feedback`; None after a check that failed or was not made."""
         match attempt.verdict.outcome:

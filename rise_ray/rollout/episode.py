@@ -6,7 +6,8 @@ It owns no engine, actor or clock. `rise_ray.rollout.worker` has its requests an
     requests = episode.reply(request, reply)     # what is wanted next, or nothing
     if episode.done: episode.trajectory()
 
-Candidates of a state, and scores, never hold up the next turn: they are made side by side.
+Candidates of a state, and scores, never hold up the next turn: they are made side by side. Nor
+does a verdict, but where an episode may end by it or its feedback tells it.
 """
 
 from __future__ import annotations
@@ -152,7 +153,6 @@ class Episode:
         self._weight_version = weight_version
         self._prompt_ids = chat.prompt_ids(spec.prompt)
         self._turns = [_given(turn) for turn in spec.start.turns]
-        self._unchecked: dict[tuple[int, bool], list[Attempt]] = {}
         self._candidates: dict[int, tuple[Attempt, ...]] = {}
         self._scores: dict[tuple[int, int], dict[str, float]] = {}
         self._labels: tuple[int, ...] = ()
@@ -163,6 +163,12 @@ class Episode:
         self._open = 0
         self._stop: StopReason | None = None
         self._error: str | None = None
+
+    @property
+    def _waits_for_verdict(self) -> bool:
+        """Whether what comes after an attempt depends on whether it is right."""
+        plan = self.spec.plan
+        return plan.check and (plan.stop_on_success or self.spec.feedback.tells_verdict)
 
     @property
     def done(self) -> bool:
@@ -198,13 +204,19 @@ class Episode:
         return self.spec.trajectory(self._stop, self._error, self._prompt_ids, turns)
 
     def _sampled(self, request: Sample, completions: Sequence[Completion]) -> list[Request]:
-        responses = [self._response(request, n, c) for n, c in enumerate(completions)]
-        self._unchecked[request.turn, request.candidates] = responses
-        asked = self._ask(request, responses)
-        check = Check(request.turn, request.candidates, tuple(r.text for r in responses))
+        responses = tuple(self._response(request, n, c) for n, c in enumerate(completions))
+        if request.candidates:
+            self._candidates[request.turn] = responses
+        else:
+            self._turns.append(Turn(responses[0]))
+        wanted: list[Request] = []
         if self.spec.plan.check:
-            return [check, *asked]
-        return [*self._checked(check, [_UNCHECKED] * len(responses)), *asked]
+            texts = tuple(response.text for response in responses)
+            wanted.append(Check(request.turn, request.candidates, texts))
+        wanted += self._ask(request, responses)
+        if not request.candidates and not self._waits_for_verdict:
+            wanted += self._after_attempt()
+        return wanted
 
     def _response(self, request: Sample, number: int, completion: Completion) -> Attempt:
         ids = (*request.opening_ids, *completion.token_ids)
@@ -234,20 +246,17 @@ class Episode:
         return asked
 
     def _checked(self, request: Check, verdicts: Sequence[Verdict]) -> list[Request]:
-        responses = self._unchecked.pop((request.turn, request.candidates))
-        attempts = tuple(
-            replace(response, verdict=verdict)
-            for response, verdict in zip(responses, verdicts, strict=True)
-        )
         if request.candidates:
-            self._candidates[request.turn] = attempts
+            candidates = zip(self._candidates[request.turn], verdicts, strict=True)
+            self._candidates[request.turn] = tuple(replace(c, verdict=v) for c, v in candidates)
             return []
-        self._turns.append(Turn(attempts[0]))
-        return self._after_attempt(attempts[0])
+        (verdict,), turn = verdicts, self._turns[request.turn]
+        self._turns[request.turn] = replace(turn, attempt=replace(turn.attempt, verdict=verdict))
+        return self._after_attempt() if self._waits_for_verdict else []
 
-    def _after_attempt(self, attempt: Attempt) -> list[Request]:
+    def _after_attempt(self) -> list[Request]:
         plan = self.spec.plan
-        turn = len(self._turns)
+        turn, attempt = len(self._turns), self._turns[-1].attempt
         if plan.stop_on_success and attempt.verdict.outcome is Outcome.ERROR:
             # Whether to stop is unknown: going on would condition on an unchecked answer.
             return self._end(StopReason.ERROR, f"verifier: {attempt.verdict.reason}")

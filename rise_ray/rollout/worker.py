@@ -2,7 +2,7 @@
 
 It is driven by `exchange`: take new episodes, run the engine for a moment, give back what
 finished. The pool calls it again at once, so the engine hardly waits, and every return is a sign
-of life. Between turns there is no barrier: a verified attempt starts its next turn before the
+of life. Between turns there is no barrier: an attempt starts its episode's next turn before the
 engine's next step, whatever the other episodes are doing.
 """
 

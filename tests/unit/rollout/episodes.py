@@ -67,7 +67,8 @@ def answer(episode: Episode, request: Sample, *texts: str) -> list[Sample]:
     """Complete and check one request with these responses; what is to be sampled next."""
     following = episode.reply(request, [completion(text) for text in texts])
     (check,) = [r for r in following if isinstance(r, Check)]
-    return samples(episode.reply(check, [verdict(text) for text in check.texts]))
+    checked = episode.reply(check, [verdict(text) for text in check.texts])
+    return samples([r for r in following if r is not check] + checked)
 
 
 def samples(requests: Sequence[Request]) -> list[Sample]:

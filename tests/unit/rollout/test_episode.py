@@ -111,6 +111,33 @@ def test_candidates_hold_up_no_turn_and_the_episode_waits_for_them_at_its_end() 
     assert said == [["it is 3", "it is 4"], ["it is 1", "it is 2"]]
 
 
+def test_a_verdict_holds_up_no_turn_that_does_not_depend_on_it() -> None:
+    episode, attempt, candidates = _start(turns=2, candidates=1, stop_on_success=False)
+    first, *following = episode.reply(attempt, [completion("it is 6")])
+    second, _ = samples(following)
+    last, late = episode.reply(second, [completion("it is 7")]), following[1]
+    for request in (candidates, late):
+        answer(episode, request, "it is 5")
+    episode.reply(last[0], [verdict("it is 7")])
+    assert not episode.done  # the first attempt has no verdict
+    assert episode.reply(first, [verdict("it is 6")]) == []
+    assert episode.done
+    turns = episode.trajectory().turns
+    assert [turn.attempt.verdict for turn in turns] == [verdict("it is 6"), verdict("it is 7")]
+    assert [bool(turn.feedback_ids) for turn in turns] == [True, False]
+
+
+@pytest.mark.parametrize("on", ["success", "feedback"])
+def test_a_turn_that_depends_on_a_verdict_waits_for_it(on: str) -> None:
+    of = spec(stop_on_success=on == "success")
+    if on == "feedback":
+        of = replace(of, feedback=Oracle("Yes .", "No ."))
+    episode = Episode(of, chat(), 0)
+    attempt, _ = samples(episode.start())
+    (check,) = episode.reply(attempt, [completion("it is 6")])
+    assert len(samples(episode.reply(check, [verdict("it is 6")]))) == 2
+
+
 def test_candidates_late_after_an_error_still_end_the_episode() -> None:
     episode, attempt, candidates = _start()
     assert answer(episode, attempt, "crash") == []
