@@ -6,6 +6,9 @@ Answers a second, both sides on one core, in turns; the ratio is of medians. The
 library as it is used without a verifier: no deadline, no limit of memory, and an exception inside
 is an answer that is not equal. The answers are numbers, fractions, expressions and intervals, half
 of them right, some in another form than the reference.
+
+`verifier_hostile` is how much longer than others a batch takes, at worst, while one answer spins
+until its deadline: against 0.1 s. It has all cores, since what spins has one.
 """
 
 from __future__ import annotations
@@ -26,10 +29,18 @@ from rise_ray.verify.checker import Checker, Item
 
 GOAL = 0.8
 ROUNDS = 5
+HOSTILE = (Problem("hostile", "math", "?", "72"), "\\boxed{(a+b+c+d+e+f+g+h)^{40}}")
+"""An answer that is expanded until its deadline."""
+MOST_DELAY_S = 0.1
+BATCH = 20
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One record."""
+    """Two records."""
+    return [_hostile(), _rate(quick)]
+
+
+def _rate(quick: bool) -> dict[str, Any]:
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # of the children, too
     items = _items(300 if quick else 2000, random.Random(0))
     ours, baseline = [], []
@@ -48,19 +59,49 @@ def run(quick: bool) -> list[dict[str, Any]]:
         mbytes = psutil.Process(child).memory_info().rss / 1e6
     right = [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
     rate, baseline_rate = (len(items) / statistics.median(s) for s in (ours, baseline))
-    return [
-        {
-            "name": "verifier",
-            "ratio": round(rate / baseline_rate, 3),
-            "answers_per_s": round(rate),
-            "baseline": "math_verify in this process",
-            "baseline_answers_per_s": round(baseline_rate),
-            "goal": f">= {GOAL}",
-            "holds": rate / baseline_rate >= GOAL,
-            "agreement": sum(map(bool.__eq__, right, equal)) / len(items),
-            "child_mbytes": round(mbytes),
-        }
-    ]
+    return {
+        "name": "verifier",
+        "ratio": round(rate / baseline_rate, 3),
+        "answers_per_s": round(rate),
+        "baseline": "math_verify in this process",
+        "baseline_answers_per_s": round(baseline_rate),
+        "goal": f">= {GOAL}",
+        "holds": rate / baseline_rate >= GOAL,
+        "agreement": sum(map(bool.__eq__, right, equal)) / len(items),
+        "child_mbytes": round(mbytes),
+    }
+
+
+def _hostile() -> dict[str, Any]:
+    items = _items(BATCH, random.Random(0))
+    config = VerifyConfig()
+    limits = config.processes, config.deadline_s, config.memory_mib
+    with closing(Checker(TaskConfig(name="math"), *limits, spare=True)) as checker:
+        before = [_seconds(checker, items) for _ in range(100)]  # the spare one is warm, too
+        first_s, (ticket,) = _seconds(checker, [*items, HOSTILE])
+        beside = [first_s]
+        while not (late := checker.check_beside([], [ticket]).late):
+            beside.append(_seconds(checker, items)[0])
+    assert late[ticket].outcome is Outcome.ERROR
+    usual_s = statistics.median(seconds for seconds, _ in before[50:])
+    delay_s = max(beside) - usual_s
+    return {
+        "name": "verifier_hostile",
+        "ratio": round(delay_s / MOST_DELAY_S, 3),
+        "delay_s": round(delay_s, 3),
+        "baseline": f"{MOST_DELAY_S} s",
+        "batch_s": round(usual_s, 3),
+        "batches_beside": len(beside),
+        "goal": "<= 1",
+        "holds": delay_s <= MOST_DELAY_S,
+    }
+
+
+def _seconds(checker: Checker, items: list[Item]) -> tuple[float, list[int]]:
+    """That a batch takes, and the tickets of what lasts."""
+    started = time.perf_counter()
+    verdicts = checker.check_beside(items).verdicts
+    return time.perf_counter() - started, [v for v in verdicts if isinstance(v, int)]
 
 
 def _equal(reference: str, response: str) -> bool:

@@ -115,6 +115,11 @@ class RolloutConfig(Settings):
     """Of every response."""
 
 
+WALL_SHARE = 4.0
+"""The deadline of a check is CPU time, which a busy machine does not take; by the clock it has so
+many times as long."""
+
+
 class VerifyConfig(Settings):
     """The actors that check answers."""
 
@@ -123,9 +128,10 @@ class VerifyConfig(Settings):
     num_cpus: float = Field(default=0.1, ge=0)
     """Of each actor."""
     processes: int = Field(default=1, ge=1)
-    """Child processes of each actor."""
+    """Child processes of each actor that check at once; one more is for when a check lasts."""
     deadline_s: float = Field(default=5.0, gt=0)
-    """Of one answer; the child is killed then and the verdict is `error`."""
+    """CPU time for one answer, and four times as long by the clock: the child is killed then, and
+    the verdict is `error`."""
     progress_deadline_s: float = Field(default=120.0, gt=0)
     """A verifier that has answers to check and settles none for this long is restarted."""
     memory_mib: int = Field(default=1024, ge=256)
@@ -135,8 +141,10 @@ class VerifyConfig(Settings):
 
     @model_validator(mode="after")
     def _ordered(self) -> VerifyConfig:
-        if self.progress_deadline_s <= self.deadline_s:
-            raise ValueError("`progress_deadline_s` must be greater than `deadline_s`")
+        if self.progress_deadline_s <= WALL_SHARE * self.deadline_s:
+            raise ValueError(
+                f"`progress_deadline_s` must be greater than {WALL_SHARE:g} times `deadline_s`"
+            )
         return self
 
 

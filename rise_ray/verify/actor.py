@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,7 @@ import ray
 from ray.actor import ActorHandle
 
 from rise_ray.config.settings import TaskConfig, VerifyConfig
-from rise_ray.mdp import Verdict
-from rise_ray.verify.checker import Checker, Item
+from rise_ray.verify.checker import Checked, Checker, Item
 
 _WATCH = "watch"  # the threads that answer while another one checks
 
@@ -23,9 +22,9 @@ class Verifier:
         self._task = task
         self._config = config
 
-    def check(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in their order (see `Checker.check`)."""
-        return self._checker.check(items)
+    def check(self, items: Sequence[Item], asked: Collection[int] = ()) -> Checked:
+        """Verdicts, or tickets to ask with (see `Checker.check_beside`)."""
+        return self._checker.check_beside(items, asked)
 
     def pids(self) -> list[int]:
         return self._checker.pids
@@ -48,7 +47,8 @@ class Verifier:
         with it) is the one that serves all calls.
         """
         config = self._config
-        return Checker(self._task, config.processes, config.deadline_s, config.memory_mib)
+        limits = config.processes, config.deadline_s, config.memory_mib
+        return Checker(self._task, *limits, spare=True)
 
 
 @dataclass(frozen=True, slots=True)

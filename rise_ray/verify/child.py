@@ -1,7 +1,8 @@
 """The process in which answers are checked: `python -m rise_ray.verify.child`.
 
 Answers are untrusted text, and parsing or comparing one may spin, eat memory or crash. So it
-happens here, where the parent (`rise_ray.verify.checker`) can kill it at its deadline.
+happens here, in a process that is killed at its deadline: of CPU time by the kernel, by the clock
+by the parent (`rise_ray.verify.checker`).
 
 The protocol is JSON lines, ASCII only: the first request says which task and which limits, then
 one request per item; one reply each, in order. The first reply names what decides the verdicts.
@@ -39,6 +40,9 @@ def main() -> None:
     requests, replies = _private_pipes()
     setup = json.loads(requests.readline())
     _die_with(setup["parent_pid"])
+    # CPU time of this process: its end is the signal's default, also within a library's C code.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     try:
         task = load_task(TaskConfig(name=setup["task"], options=setup["options"]))
         _limit_memory(setup["memory_mib"])
@@ -47,7 +51,10 @@ def main() -> None:
         return
     _send(replies, {"verifier_version": verifier_version(setup["task"], task)})
     for line in requests:
-        _send(replies, _answer(task, json.loads(line)))
+        signal.setitimer(signal.ITIMER_PROF, setup["deadline_s"])
+        reply = _answer(task, json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(replies, reply)
 
 
 def _answer(task: Task, request: dict[str, Any]) -> dict[str, Any]:

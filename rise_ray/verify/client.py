@@ -8,17 +8,17 @@
 
 A verifier that dies, hangs or gets no process to check in costs time and no verdict: checking has
 no side effects, so its batch is sent again. Only a batch that was lost several times, or that
-waited long for any verifier, ends as `error`.
+waited long for any verifier, ends as `error`. An answer whose check lasts holds up no other: the
+verifier gives a ticket for it, and is asked again.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -27,34 +27,50 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from rise_ray.errors import user_error
 from rise_ray.mdp import Outcome, Verdict
 from rise_ray.verify.actor import VerifierHandle
-from rise_ray.verify.checker import Item, VerifierStartError
+from rise_ray.verify.checker import Checked, Item, VerifierStartError
 
 MOST_LOSSES = 3
 """Verifiers that a batch may be lost with before its verdicts are `error`."""
 _LOOK_S = 1.0  # how often the verifiers are looked at
+_ASK_S = 0.1  # how often they are asked for what lasts
 _LOSSES = (RayActorError, ObjectLostError, OutOfMemoryError, VerifierStartError)
+
+
+class _Added:
+    """What was added under a tag, and the verdicts so far."""
+
+    def __init__(self, tag: Any, items: list[Item]) -> None:
+        self.tag = tag
+        self.items = items
+        self.verdicts: list[Verdict | None] = [None] * len(items)
+        self.missing = len(items)
 
 
 @dataclass
 class _Batch:
-    """Responses sent to a verifier together: each tag with the number of its items."""
+    """Responses sent to a verifier together: what each was added with, and its place there."""
 
-    items: list[Item]
-    tags: list[tuple[Any, int]]
+    responses: list[tuple[_Added, int]]
     losses: int = 0
+
+    @property
+    def items(self) -> list[Item]:
+        return [added.items[place] for added, place in self.responses]
 
 
 @dataclass
 class _Line:
-    """One verifier: the batch that it has, and its last sign of progress.
+    """One verifier: the batch that it has, what of others lasts, and its last sign of progress.
 
-    `away`: it was lost; it gets work again when its processes are up, which it is asked by `ready`.
-    `since` is in watched seconds (see `Verification`).
+    `lasting` is by ticket. `away`: it was lost; it gets work again when its processes are up, which
+    it is asked by `ready`. `since` and `asked` are in watched seconds (see `Verification`).
     """
 
     verifier: VerifierHandle
     batch: _Batch | None = None
+    lasting: dict[int, _Batch] = field(default_factory=dict)
     call: Any = None
+    asked: float = 0.0
     away: bool = False
     ready: Any = None
     ping: Any = None
@@ -76,7 +92,7 @@ class Verification:
 
     def __init__(self, verifiers: Sequence[VerifierHandle]) -> None:
         self._lines = deque(_Line(verifier) for verifier in verifiers)
-        self._waiting: deque[tuple[Any, list[Item]]] = deque()
+        self._waiting: deque[_Added] = deque()
         self._lost: deque[_Batch] = deque()
         self._results: list[tuple[Any, list[Verdict]]] = []
         self._polled = time.monotonic()
@@ -85,7 +101,10 @@ class Verification:
 
     def add(self, tag: Any, items: list[Item]) -> None:
         """Queue responses; `tag` comes back with their verdicts."""
-        self._waiting.append((tag, items))
+        if items:
+            self._waiting.append(_Added(tag, items))
+        else:
+            self._results.append((tag, []))
 
     def poll(self, wait_s: float) -> list[tuple[Any, list[Verdict]]]:
         """Send what waits, collect what is checked, waiting at most `wait_s` for it.
@@ -111,8 +130,11 @@ class Verification:
         for position, line in enumerate(idle):
             batch = self._next_batch(verifiers=len(idle) - position)
             if batch is None:
-                return
-            line.batch, line.call = batch, line.verifier.actor.check.remote(batch.items)
+                if not line.lasting or self._watched_s - line.asked < _ASK_S:
+                    continue
+                batch = _Batch([])
+            line.batch, line.asked = batch, self._watched_s
+            line.call = line.verifier.actor.check.remote(batch.items, list(line.lasting))
             line.progress, line.since = None, self._watched_s
 
     def _next_batch(self, verifiers: int) -> _Batch | None:
@@ -123,16 +145,13 @@ class Verification:
         if not share:
             return None
         added = [self._waiting.popleft() for _ in range(share)]
-        return _Batch(
-            items=[item for _, items in added for item in items],
-            tags=[(tag, len(items)) for tag, items in added],
-        )
+        return _Batch([(one, place) for one in added for place in range(len(one.items))])
 
     def _collect(self, wait_s: float) -> None:
         lines = {line.call: line for line in self._lines if line.batch}
         if not lines:
-            if self._waiting or self._lost:  # every verifier is away: do not spin
-                time.sleep(wait_s)
+            if self._waiting or self._lost or any(line.lasting for line in self._lines):
+                time.sleep(min(wait_s, _ASK_S))  # all are away, or are to be asked: do not spin
             return
         if wait_s:
             ray.wait(list(lines), timeout=wait_s)  # for the first of them
@@ -142,16 +161,30 @@ class Verification:
     def _take(self, line: _Line) -> None:
         assert line.batch is not None
         try:
-            verdicts = iter(ray.get(line.call))
+            checked: Checked = ray.get(line.call)
         except _LOSSES as error:
             self._lose(line, _why(error))
             return
-        self._results += [
-            (tag, list(itertools.islice(verdicts, count))) for tag, count in line.batch.tags
-        ]
-        line.batch = line.call = line.ping = None
+        batch, line.batch, line.call, line.ping = line.batch, None, None, None
+        for ticket, verdict in checked.late.items():
+            self._settle(line.lasting.pop(ticket), [verdict])
+        for ticket in checked.unknown:  # it was restarted between two calls
+            self._send_again(line.lasting.pop(ticket), "it was restarted")
+        for response, found in zip(batch.responses, checked.verdicts, strict=True):
+            one = _Batch([response], batch.losses)
+            if isinstance(found, Verdict):
+                self._settle(one, [found])
+            else:
+                line.lasting[found] = one
         self._lines.remove(line)
         self._lines.append(line)  # the one that waited longest is first in line
+
+    def _settle(self, batch: _Batch, verdicts: Sequence[Verdict]) -> None:
+        for (added, place), verdict in zip(batch.responses, verdicts, strict=True):
+            added.verdicts[place] = verdict
+            added.missing -= 1
+            if not added.missing:
+                self._results.append((added.tag, [v for v in added.verdicts if v is not None]))
 
     def _look(self) -> None:
         """Restart what is silent for too long, and ask the others how far they are."""
@@ -209,13 +242,18 @@ class Verification:
         line.ready = line.verifier.actor.wait_ready.remote()
 
     def _lose(self, line: _Line, reason: str) -> None:
-        """A verifier is gone; its batch waits for another or, after too many, is an error."""
-        batch = line.batch
+        """A verifier is gone; what it had waits for another or, after too many, is an error."""
+        lost = [line.batch] if line.batch and line.batch.responses else []
+        lost += line.lasting.values()
         line.batch = line.call = line.ping = line.ready = None
+        line.lasting = {}
         line.away, line.since = True, self._watched_s
-        if batch is None:
-            return
-        self._last_loss = reason
+        if lost:
+            self._last_loss = reason
+        for batch in lost:
+            self._send_again(batch, reason)
+
+    def _send_again(self, batch: _Batch, reason: str) -> None:
         batch.losses += 1
         if batch.losses < MOST_LOSSES:
             self._lost.append(batch)
@@ -224,7 +262,7 @@ class Verification:
 
     def _fail(self, batch: _Batch, reason: str) -> None:
         error = Verdict(Outcome.ERROR, None, reason)
-        self._results += [(tag, [error] * count) for tag, count in batch.tags]
+        self._settle(batch, [error] * len(batch.responses))
 
 
 def _why(error: Exception) -> str:

@@ -14,6 +14,7 @@ TASK = f"{__name__}:Slow"
 SHORT_TASK = f"{__name__}:Short"
 CHECK_S = 0.01
 POISON = "kill the verifier"
+SPIN = "spin"
 
 
 class Slow(Countdown):
@@ -22,6 +23,8 @@ class Slow(Countdown):
     def check(self, problem: Problem, response: str) -> Verdict:
         """See `Countdown.check`."""
         time.sleep(CHECK_S)
+        while response == SPIN:
+            pass
         if response == POISON:
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)

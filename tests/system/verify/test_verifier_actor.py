@@ -21,7 +21,7 @@ from rise_ray.verify.actor import VerifierHandle, start_verifiers
 from rise_ray.verify.checker import MAX_FAILED_STARTS, Item
 from rise_ray.verify.client import MOST_LOSSES, Verification, verify_all
 from tests.system.processes import wait_gone
-from tests.system.verify.slow_task import CHECK_S, POISON, SHORT_TASK, TASK
+from tests.system.verify.slow_task import CHECK_S, POISON, SHORT_TASK, SPIN, TASK
 
 COUNTDOWN = TaskConfig(name="countdown")
 SLOW = TaskConfig(name=TASK)
@@ -79,11 +79,11 @@ def test_verifiers_judge_as_the_task_and_leave_no_process(ray_runtime: None) -> 
     items = make_items(300)
     with verifying(COUNTDOWN, actors=2, processes=2) as verifiers:
         for verifier in verifiers:
-            verdicts = ray.get(verifier.actor.check.remote(items))
-            assert [verdict.outcome for verdict in verdicts] == expected(items)
+            checked = ray.get(verifier.actor.check.remote(items))
+            assert [verdict.outcome for verdict in checked.verdicts] == expected(items)
         assert [v.outcome for v in verify_all(verifiers, items)] == expected(items)
         started = [child for verifier in verifiers for child in children(verifier)]
-        assert len(started) == 4
+        assert len(started) == 6  # each has one to spare
     assert wait_gone(started) == []
 
 
@@ -106,11 +106,34 @@ def test_a_killed_verifier_costs_no_verdict(ray_runtime: None) -> None:
         assert process_of(verifiers[0]) != old  # Ray brought it back
 
 
+def test_an_answer_whose_check_lasts_holds_up_no_other_and_survives_its_verifier(
+    ray_runtime: None,
+) -> None:
+    items = make_items(20)
+    with verifying(SLOW, deadline_s=8.0) as (verifier,):
+        verify_all([verifier], items)
+        while len(children(verifier)) < 2:
+            verify_all([verifier], items[:1])
+        verification = Verification([verifier])
+        verification.add("spins", [(items[0][0], SPIN)])
+        for tag, item in enumerate(items):
+            verification.add(tag, [item])
+        found: dict[object, list[Verdict]] = {}
+        while len(found) < len(items):
+            found |= dict(verification.poll(wait_s=0.2))
+        assert "spins" not in found
+        process_of(verifier).kill()  # between two calls: nobody is told of it
+        while "spins" not in found:
+            found |= dict(verification.poll(wait_s=0.2))
+    assert [found[tag][0].outcome for tag in range(len(items))] == expected(items)
+    assert "deadline of 8 s" in found["spins"][0].reason
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_hung_verifier_is_restarted_and_costs_no_verdict(ray_runtime: None) -> None:
     items = make_items(400)
-    with verifying(SLOW, deadline_s=4.0, progress_deadline_s=HUNG_S) as (verifier,):
+    with verifying(SLOW, deadline_s=1.9, progress_deadline_s=HUNG_S) as (verifier,):
         old = process_of(verifier)
         verdicts, took_s = disturbed([verifier], items, lambda: old.send_signal(signal.SIGSTOP))
         assert [verdict.outcome for verdict in verdicts] == expected(items)
@@ -122,7 +145,7 @@ def test_a_hung_verifier_is_restarted_and_costs_no_verdict(ray_runtime: None) ->
 @pytest.mark.timeout(600)
 def test_a_slow_verifier_is_not_taken_for_a_hung_one(ray_runtime: None) -> None:
     items = make_items(int(2 * HUNG_S / CHECK_S))
-    with verifying(SLOW, deadline_s=4.0, progress_deadline_s=HUNG_S) as (verifier,):
+    with verifying(SLOW, deadline_s=1.9, progress_deadline_s=HUNG_S) as (verifier,):
         before = process_of(verifier)
         assert [v.outcome for v in verify_all([verifier], items)] == expected(items)
         assert process_of(verifier) == before
@@ -170,7 +193,7 @@ def test_a_verifier_that_never_has_processes_is_restarted_and_at_last_its_verdic
     ray_runtime: None, tmp_path: Path
 ) -> None:
     task = short_task(tmp_path / "missing")
-    with verifying(task, deadline_s=2.0, progress_deadline_s=HUNG_S) as (verifier,):
+    with verifying(task, deadline_s=1.9, progress_deadline_s=HUNG_S) as (verifier,):
         with pytest.raises(Exception, match="exit status 9"):  # it is up: only its children die
             ray.get(verifier.actor.wait_ready.remote())
         verdicts = verify_all([verifier], make_items(3))

@@ -183,7 +183,10 @@ def test_an_unknown_setting_is_refused_with_its_place_and_the_nearest(
         ),
         ("sync.backend=nccl", "`sync.backend: nccl` needs `rollout.workers.num_gpus`"),
         ("model.max_model_len=4096", "an example must fit a packed row"),
-        ("verify={deadline_s: 5, progress_deadline_s: 5}", "must be greater than `deadline_s`"),
+        (
+            "verify={deadline_s: 5, progress_deadline_s: 20}",
+            "must be greater than 4 times `deadline_s`",
+        ),
         (
             "recipe.teacher={kind: psychic}",
             "`recipe.teacher.kind`: allowed: 'none', 'reference', 'openai',",

@@ -8,7 +8,7 @@ from rise_ray.mdp import Problem
 from rise_ray.verify.checker import Checker
 
 DEADLINE_S = 1.0
-"""Of checks that hang. The others have 30 s: a busy machine may take a while."""
+"""Of checks that hang."""
 PROBLEM = Problem("p", "math", "question", "72")
 
 HOSTILE_TASK = '''
@@ -23,6 +23,8 @@ class Hostile(Countdown):
             while True: pass
         if response == "spin in C": 9 ** 9 ** 9
         if response == "sleep": time.sleep(1000)
+        if response == "nap": time.sleep(1.5)
+        if response.startswith("count"): sum(range(20_000_000))
         if response == "exit": os._exit(7)
         if response == "sys.exit": sys.exit(3)
         if response == "segfault": os.kill(os.getpid(), 11)
@@ -59,25 +61,9 @@ class Short(Gsm8k):
 
 
 @contextlib.contextmanager
-def checking(task, processes=1, deadline_s=30.0, memory_mib=1024):
-    checker = Checker(task, processes, deadline_s, memory_mib)
+def checking(task, processes=1, deadline_s=30.0, memory_mib=1024, spare=False):
+    checker = Checker(task, processes, deadline_s, memory_mib, spare)
     try:
         yield checker
     finally:
         checker.close()
-
-
-def check_beside_hanging(checker, responses, bad):
-    """The verdicts of `PROBLEM`'s responses, of which those in `bad` hang or fail.
-
-    On a busy machine a good one may meet the short deadline, too: then all are checked again. One
-    that is wrongly blamed is blamed each time.
-    """
-    for _ in range(3):
-        verdicts = checker.check([(PROBLEM, response) for response in responses])
-        if not any(
-            "deadline" in verdict.reason and response not in bad
-            for response, verdict in zip(responses, verdicts, strict=True)
-        ):
-            break
-    return verdicts

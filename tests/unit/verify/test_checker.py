@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,13 +14,7 @@ from rise_ray.config.settings import TaskConfig
 from rise_ray.mdp import Outcome
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
-from tests.unit.verify.harness import (
-    DEADLINE_S,
-    HOSTILE_TASK,
-    PROBLEM,
-    check_beside_hanging,
-    checking,
-)
+from tests.unit.verify.harness import DEADLINE_S, HOSTILE_TASK, PROBLEM, checking
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -71,7 +68,7 @@ def test_verdicts_name_the_version_that_the_children_have_loaded(tmp_path, monke
 def test_a_failing_check_costs_its_own_item_and_no_other(hostile, response, reason):
     responses = [*(f"a{n}" for n in range(40)), response, *(f"b{n}" for n in range(40))]
     with checking(hostile, deadline_s=DEADLINE_S if "deadline" in reason else 30.0) as checker:
-        verdicts = check_beside_hanging(checker, responses, {response})
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
         assert verdicts[40].outcome is Outcome.ERROR
         assert reason in verdicts[40].reason
         assert len(verdicts[40].reason) < 600
@@ -83,7 +80,7 @@ def test_a_failing_check_costs_its_own_item_and_no_other(hostile, response, reas
 def test_every_item_may_fail_and_all_get_their_own_verdict(hostile):
     responses = ["exit", "spin", "ok", "memory", "memory", "exit", "ok", "raise", "sleep", "ok"]
     with checking(hostile, processes=2, deadline_s=DEADLINE_S) as checker:
-        verdicts = check_beside_hanging(checker, responses, {*responses} - {"ok"})
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
     good = [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
     assert good == [text == "ok" for text in responses]
 
@@ -97,8 +94,78 @@ def test_a_deadline_counts_from_when_the_item_starts_and_not_from_when_it_was_se
     monkeypatch.syspath_prepend(tmp_path)
     task = TaskConfig(name="slow_task:Slow")
     with checking(task, deadline_s=DEADLINE_S) as checker:  # 2 s of work
-        verdicts = check_beside_hanging(checker, ["ok"] * 20, set())
+        verdicts = checker.check([(PROBLEM, text) for text in ["ok"] * 20])
     assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
+
+
+def test_a_deadline_is_cpu_time_that_a_busy_machine_does_not_take(hostile):
+    with checking(hostile, deadline_s=DEADLINE_S) as checker:
+        (pid,) = checker.pids
+        resume = threading.Timer(1.5 * DEADLINE_S, os.kill, (pid, signal.SIGCONT))
+        os.kill(pid, signal.SIGSTOP)
+        resume.start()
+        verdicts = checker.check([(PROBLEM, "stopped"), (PROBLEM, "nap")])
+        assert checker.pids == [pid]
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
+
+
+def test_an_item_that_lasts_holds_up_no_other_where_a_process_is_spare(hostile):
+    with checking(hostile, deadline_s=5.0, spare=True) as checker:
+        old = start_spare(checker)
+        good = [(PROBLEM, f"r{n}") for n in range(100)]
+        first = checker.check_beside([*good, (PROBLEM, "spin"), *good])
+        ticket = first.verdicts.pop(100)
+        assert [v.answer for v in first.verdicts] == [response for _, response in good] * 2
+        beside = checker.check_beside(good, [ticket])
+        assert (beside.late, beside.unknown) == ({}, [])  # it spins still
+        while not (late := checker.check_beside([], [ticket]).late):
+            pass
+        assert "deadline of 5 s" in late[ticket].reason
+        assert checker.check_beside([], [ticket]).unknown == [ticket]
+        assert len(set(checker.pids) & set(old)) == 1
+
+
+def test_what_lasts_gets_its_own_verdict_and_so_does_what_is_behind_it(hostile):
+    responses = [f"{'count' if n % 7 == 3 else 'r'} {n}" for n in range(60)]
+    with checking(hostile, spare=True) as checker:
+        start_spare(checker)
+        checked = checker.check_beside([(PROBLEM, response) for response in responses])
+        tickets = [verdict for verdict in checked.verdicts if isinstance(verdict, int)]
+        assert tickets
+        late: dict = {}
+        while len(late) < len(tickets):
+            late |= checker.check_beside([], [t for t in tickets if t not in late]).late
+        verdicts = [late[v] if isinstance(v, int) else v for v in checked.verdicts]
+    assert [verdict.answer for verdict in verdicts] == responses
+
+
+def test_an_interrupted_call_leaves_the_tickets_of_others_good(hostile, monkeypatch):
+    with checking(hostile, deadline_s=5.0, spare=True) as checker:
+        start_spare(checker)
+        (ticket,) = checker.check_beside([(PROBLEM, "count")]).verdicts
+        assert isinstance(ticket, int)
+
+        def interrupt(child):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checker, "_serve", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                checker.check_beside([(PROBLEM, "old")])
+        while not (late := checker.check_beside([], [ticket]).late):
+            pass
+        assert late[ticket].answer == "count"
+
+
+def start_spare(checker: Checker) -> list[int]:
+    """The process ids once the spare one works, too."""
+    checker.check_beside([(PROBLEM, "first")])
+    checker.check_beside([])
+    old = checker.pids
+    assert len(old) == 2
+    while not all(child.ready for child in checker._children):
+        checker.check_beside([])
+    return old
 
 
 def test_what_a_task_prints_or_reads_does_not_disturb_the_protocol(hostile):
@@ -117,7 +184,7 @@ def test_text_in_verdicts_can_be_stored(hostile):
 def test_large_items_do_not_block_the_pipes(hostile):
     responses = ["\u202e" * 200_000, "spin"] * 2 + ["x" * 900_000] * 3
     with checking(hostile, deadline_s=DEADLINE_S) as checker:
-        verdicts = check_beside_hanging(checker, responses, {"spin"})
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
     outcomes = [verdict.outcome.value for verdict in verdicts]
     assert outcomes == ["correct", "error", "correct", "error", "correct", "correct", "correct"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rise_ray.config.settings import TaskConfig
 from rise_ray.mdp import Outcome, Problem
 from rise_ray.verify.checker import MAX_RESPONSE_CHARS, Checker
-from tests.unit.verify.harness import DEADLINE_S, PROBLEM, check_beside_hanging, checking
+from tests.unit.verify.harness import DEADLINE_S, PROBLEM, checking
 from tests.unit.verify.hostile_answers import CORPUS, WORTH_72
 
 TASKS = ("gsm8k", "math", "countdown")
@@ -121,33 +121,11 @@ def test_ten_thousand_answers_at_once_are_settled_with_hostile_ones_among_them(h
         responses[n] = response
     with checking(hostile, processes=2, deadline_s=DEADLINE_S) as checker:
         started = time.monotonic()
-        verdicts = check_beside_hanging(checker, responses, set(bad.values()))
+        verdicts = checker.check([(PROBLEM, text) for text in responses])
         took_s = time.monotonic() - started
     assert [n for n, v in enumerate(verdicts) if v.outcome is Outcome.ERROR] == list(bad)
     assert all(v.answer == responses[n] for n, v in enumerate(verdicts) if n not in bad)
     assert took_s < 30 + len(bad) * (DEADLINE_S + START_S)
-
-
-def test_good_answers_wait_for_a_hostile_one_no_longer_than_its_deadline_and_a_start(
-    hostile,
-) -> None:
-    good = [f"r{n}" for n in range(2000)]
-    mixed = ["spin" if n == 1000 else response for n, response in enumerate(good)]
-    with checking(hostile, processes=2, deadline_s=DEADLINE_S) as checker:
-        checker.check([(PROBLEM, "warm")] * 64)
-        for _ in range(3):  # a busy machine may disturb one of the two
-            started = time.monotonic()
-            checker.check([(PROBLEM, response) for response in good])
-            alone_s = time.monotonic() - started
-            started = time.monotonic()
-            verdicts = checker.check([(PROBLEM, response) for response in mixed])
-            beside_s = time.monotonic() - started
-            settled = sum(v.outcome is Outcome.CORRECT for v in verdicts)
-            waited_s = beside_s - 5 * alone_s
-            if settled == 1999 and waited_s < DEADLINE_S + START_S:
-                break
-    assert settled == 1999
-    assert waited_s < DEADLINE_S + START_S
 
 
 @pytest.mark.parametrize("response", ["memory", "memory slowly"])
