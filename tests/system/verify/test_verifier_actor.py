@@ -110,7 +110,7 @@ def test_an_answer_whose_check_lasts_holds_up_no_other_and_survives_its_verifier
     ray_runtime: None,
 ) -> None:
     items = make_items(20)
-    with verifying(SLOW, deadline_s=8.0) as (verifier,):
+    with verifying(SLOW, deadline_s=3.0) as (verifier,):
         verify_all([verifier], items)
         while len(children(verifier)) < 2:
             verify_all([verifier], items[:1])
@@ -126,7 +126,7 @@ def test_an_answer_whose_check_lasts_holds_up_no_other_and_survives_its_verifier
         while "spins" not in found:
             found |= dict(verification.poll(wait_s=0.2))
     assert [found[tag][0].outcome for tag in range(len(items))] == expected(items)
-    assert "deadline of 8 s" in found["spins"][0].reason
+    assert "deadline of 3 s" in found["spins"][0].reason
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_a_deadline_is_cpu_time_that_a_busy_machine_does_not_take(hostile):
 
 
 def test_an_item_that_lasts_holds_up_no_other_where_a_process_is_spare(hostile):
-    with checking(hostile, deadline_s=5.0, spare=True) as checker:
+    with checking(hostile, deadline_s=2.0, spare=True) as checker:
         old = start_spare(checker)
         good = [(PROBLEM, f"r{n}") for n in range(100)]
         first = checker.check_beside([*good, (PROBLEM, "spin"), *good])
@@ -120,7 +120,7 @@ def test_an_item_that_lasts_holds_up_no_other_where_a_process_is_spare(hostile):
         assert (beside.late, beside.unknown) == ({}, [])  # it spins still
         while not (late := checker.check_beside([], [ticket]).late):
             pass
-        assert "deadline of 5 s" in late[ticket].reason
+        assert "deadline of 2 s" in late[ticket].reason
         assert checker.check_beside([], [ticket]).unknown == [ticket]
         assert len(set(checker.pids) & set(old)) == 1
 
