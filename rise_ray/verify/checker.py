@@ -192,7 +192,7 @@ class Checker:
         except BaseException:  # a later call must not read replies to this one
             for child in self._existing():
                 if any(key in tickets for key in child.in_flight):
-                    self._waiting.extendleft(reversed(child.take_back()))
+                    self._take_back(child)
                     self._remove(child)
             for ticket in tickets:
                 self._requests.pop(ticket, None)
@@ -254,12 +254,16 @@ class Checker:
         if free:
             for child in ready:
                 if child.lasts:
-                    self._waiting.extendleft(reversed(child.take_back(after=1)))
+                    self._take_back(child, after=1)
         most = max(2, min(CHUNK, int(CHUNK_S / self._pace_s)))
         for child in free:
             while self._waiting and len(child.in_flight) < most:
                 ticket = self._waiting.popleft()
                 child.give(ticket, self._requests[ticket])
+
+    def _take_back(self, child: ChildProcess, after: int = 0) -> None:
+        """What a child has behind the first `after` items waits for another, first in line."""
+        self._waiting.extendleft(reversed(child.take_back(after)))
 
     def _serve(self, child: ChildProcess) -> None:
         """Take a child's replies; replace it if it died, is late, or asks to be."""
@@ -276,7 +280,7 @@ class Checker:
             if ticket is not None:
                 self._settle(ticket, Verdict(Outcome(reply.pop("outcome")), **reply))
             if retire:
-                self._waiting.extendleft(reversed(child.take_back()))
+                self._take_back(child)
                 self._remove(child)
                 return
         if closed:
@@ -309,7 +313,7 @@ class Checker:
         if ticket is not None:
             self.progress += 1
             self._settle(ticket, Verdict(Outcome.ERROR, None, reason))
-        self._waiting.extendleft(reversed(child.take_back(after=1)))
+        self._take_back(child, after=1)
 
     def _count_failed_start(self, reason: str) -> None:
         self._failed_starts += 1

@@ -113,7 +113,7 @@ class ChildProcess:
         self._turn()
         return key
 
-    def take_back(self, after: int = 0) -> list[int]:
+    def take_back(self, after: int) -> list[int]:
         """The items behind the first `after`, which are somebody else's from now on."""
         keys = list(self.in_flight)
         self.in_flight = deque([*keys[:after], *[None] * len(keys[after:])])

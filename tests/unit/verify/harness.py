@@ -23,6 +23,7 @@ class Hostile(Countdown):
             while True: pass
         if response == "spin in C": 9 ** 9 ** 9
         if response == "sleep": time.sleep(1000)
+        if response == "pid": return Verdict(Outcome.CORRECT, str(os.getpid()), "fine", True)
         if response == "nap": time.sleep(1.5)
         if response.startswith("count"): sum(range(20_000_000))
         if response == "exit": os._exit(7)

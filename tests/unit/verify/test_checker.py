@@ -125,6 +125,14 @@ def test_an_item_that_lasts_holds_up_no_other_where_a_process_is_spare(hostile):
         assert len(set(checker.pids) & set(old)) == 1
 
 
+def test_the_spare_process_takes_its_turn_so_that_it_is_warm_when_it_is_needed(hostile):
+    with checking(hostile, spare=True) as checker:
+        pids = start_spare(checker)
+        checked = [checker.check_beside([(PROBLEM, "pid")]) for _ in range(2)]
+    (first,), (second,) = (each.verdicts for each in checked)
+    assert {first.answer, second.answer} == {str(pid) for pid in pids}
+
+
 def test_what_lasts_gets_its_own_verdict_and_so_does_what_is_behind_it(hostile):
     responses = [f"{'count' if n % 7 == 3 else 'r'} {n}" for n in range(60)]
     with checking(hostile, spare=True) as checker:
