@@ -71,7 +71,12 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     if config.deepspeed_file is not None:
         source = f"`train.deepspeed_file` {config.deepspeed_file}"
         merged = _merge_theirs(merged, _read(config.deepspeed_file, source), source)
-    return _merge_theirs(merged, config.deepspeed, "`train.deepspeed`")
+    merged = _merge_theirs(merged, config.deepspeed, "`train.deepspeed`")
+    # DeepSpeed's own Adam has to be compiled first, by a toolkit that few nodes have: only where
+    # torch's is refused, beside weights that lie in the CPU's memory.
+    offload = _get(merged, "zero_optimization.offload_optimizer.device")
+    merged["optimizer"]["params"].setdefault("torch_adam", offload in (None, "none"))
+    return merged
 
 
 def _base(config: TrainConfig) -> dict[str, Any]:
@@ -88,7 +93,6 @@ def _base(config: TrainConfig) -> dict[str, Any]:
                 "betas": list(config.betas),
                 "eps": 1e-8,
                 "weight_decay": config.weight_decay,
-                "torch_adam": not on_gpu,  # DeepSpeed's own CPU Adam has to be compiled first
             },
         },
         "zero_optimization": {"stage": 3, **({} if on_gpu else _ZERO3_ON_CPU)},

@@ -58,6 +58,20 @@ def test_auto_leaves_our_value() -> None:
     assert made["optimizer"]["params"]["lr"] == 0.5
 
 
+@pytest.mark.parametrize(("num_gpus", "device"), [(0, None), (1, None), (1, "none"), (1, "cpu")])
+def test_only_an_offloaded_optimizer_is_one_that_has_to_be_compiled(
+    num_gpus: int, device: str | None
+) -> None:
+    theirs = {"zero_optimization": {"offload_optimizer": {"device": device}}} if device else {}
+    made = deepspeed_config(config(num_gpus=num_gpus, deepspeed=theirs))
+    assert made["optimizer"]["params"]["torch_adam"] is (device != "cpu")
+
+
+def test_the_user_may_have_deepspeed_s_own_adam() -> None:
+    made = deepspeed_config(config(deepspeed={"optimizer": {"params": {"torch_adam": False}}}))
+    assert made["optimizer"]["params"]["torch_adam"] is False
+
+
 @pytest.mark.parametrize(
     ("theirs", "named"),
     [
