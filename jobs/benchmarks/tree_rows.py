@@ -8,6 +8,9 @@ with DeepSpeed's ZeRO-3, from batches in memory; they take turns, and the ratio 
 The examples are of the quick start's shape: trajectories of 5 turns without a window, one or two
 responses kept at each state. The models are the quick start's, and one of SmolLM2's width with
 fewer layers.
+
+Where torch sees a GPU, the sides train on it in bfloat16, and instead of the small models one of
+Llama 3.2 1B's width learns from texts of a usual length, with each attention that trees can have.
 """
 
 from __future__ import annotations
@@ -18,44 +21,120 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-TURNS, PROMPT, RESPONSE, FEEDBACK = 5, 16, (14, 24), 12  # tokens
 VOCABULARY = 128
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of a trajectory's parts; responses have between two numbers of them."""
+
+    prompt: int
+    response: tuple[int, int]
+    feedback: int
+    turns: int = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model (Llama's settings), its texts, and how both sides train it."""
+
+    model: dict[str, int]
+    texts: Texts
+    batch_tokens: int
+    separate: dict[str, Any]
+    trees: dict[str, Any]
+    trajectories: int
+    steps: int
+    """Of a round."""
+    goal: float
+    num_gpus: int = 0
+
+
+SHORT = Texts(prompt=16, response=(14, 24), feedback=12)
+BATCH_TOKENS = 2048
 SEPARATE = {"row_tokens": 256, "rows_per_pass": 4, "shared_prefixes": False}
 TREES: dict[str, Any] = {"row_tokens": 512, "rows_per_pass": 2, "shared_prefixes": True}
-BATCH_TOKENS = 2048
-ROUNDS = 5
-COUNTDOWN = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
-SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
-SHAPES = {  # name: model, heads, key and value heads, steps of a round, goal
-    "tree_rows_countdown": (COUNTDOWN, 4, 4, 12, 1.7),
-    "tree_rows_hidden_576": (SMOL, 9, 3, 1, 2.1),
+COUNTDOWN = Case(
+    {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    },
+    *(SHORT, BATCH_TOKENS, SEPARATE, TREES),
+    trajectories=360,
+    steps=12,
+    goal=1.7,
+)
+SMOL = replace(
+    COUNTDOWN,
+    model={
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    trajectories=85,
+    steps=1,
+    goal=2.1,
+)
+LLAMA = Case(
+    {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    Texts(prompt=150, response=(150, 450), feedback=30),
+    batch_tokens=65_536,
+    separate={"row_tokens": 4096, "rows_per_pass": 4, "shared_prefixes": False},
+    trees={"row_tokens": 4096, "rows_per_pass": 4, "shared_prefixes": True},
+    trajectories=120,
+    steps=3,
+    goal=2.1,
+    num_gpus=1,
+)
+FLEX = {"attn_implementation": "flex_attention"}
+ON_CPU = {"tree_rows_countdown": COUNTDOWN, "tree_rows_hidden_576": SMOL}
+ON_GPU = {
+    "tree_rows_hidden_2048": LLAMA,
+    "tree_rows_hidden_2048_flex": replace(LLAMA, trees=LLAMA.trees | FLEX),
 }
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One record for each model, the larger one with fewer layers if `quick`."""
-    return [_measure(name, quick) for name in SHAPES]
+    """One record for each case; models have fewer layers if `quick`."""
+    import torch
+
+    cases = ON_GPU if torch.cuda.is_available() else ON_CPU
+    return [_measure(name, case, quick) for name, case in cases.items()]
 
 
-def _measure(name: str, quick: bool) -> dict[str, Any]:
-    model, heads, kv_heads, steps, goal = SHAPES[name]
-    if quick and model is SMOL:
-        model = {**SMOL, "num_hidden_layers": 2}
+def _measure(name: str, case: Case, quick: bool) -> dict[str, Any]:
+    model = case.model
+    if quick and case is not COUNTDOWN:
+        model = {**model, "num_hidden_layers": 2}
     with tempfile.TemporaryDirectory() as path:
-        _make_model(Path(path) / "model", model, heads, kv_heads)
-        examples = random_examples(60 + 60 * ROUNDS * steps // 12, random.Random(0))
+        _make_model(Path(path) / "model", model)
+        examples = random_examples(case.trajectories, random.Random(0), case.texts)
         separate, trees = (
-            Side(Path(path), f"{path}/model", examples, rows) for rows in (SEPARATE, TREES)
+            Side(Path(path), f"{path}/model", examples, rows, case.batch_tokens, case.num_gpus)
+            for rows in (case.separate, case.trees)
         )
         for side in (separate, trees):
             side.take(1)  # what is made once, is made here
         rates: dict[Side, list[float]] = {separate: [], trees: []}
         for _ in range(ROUNDS):
             for side, found in rates.items():
-                found.append(side.take(steps))
+                found.append(side.take(case.steps))
     ratio = statistics.median(rates[trees]) / statistics.median(rates[separate])
     return {
         "name": name,
@@ -63,8 +142,8 @@ def _measure(name: str, quick: bool) -> dict[str, Any]:
         "tokens_per_s": round(statistics.median(rates[trees])),
         "baseline": "separate packed rows",
         "baseline_tokens_per_s": round(statistics.median(rates[separate])),
-        "goal": f">= {goal}",
-        "holds": ratio >= goal,
+        "goal": f">= {case.goal}",
+        "holds": ratio >= case.goal,
         "tokens_per_computed_token": round(trees.saving, 3),
     }
 
@@ -72,7 +151,15 @@ def _measure(name: str, quick: bool) -> dict[str, Any]:
 class Side:
     """A training on one rank, its batches in memory."""
 
-    def __init__(self, path: Path, base: str, examples: list[Any], rows: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        base: str,
+        examples: list[Any],
+        rows: dict[str, Any],
+        batch_tokens: int = BATCH_TOKENS,
+        num_gpus: int = 0,
+    ) -> None:
         from rise_ray.config.settings import TrainConfig
         from rise_ray.store.examples import PartLengths, examples_to_table
         from rise_ray.train.deepspeed_config import batch_sizes, deepspeed_config
@@ -81,8 +168,11 @@ class Side:
         from rise_ray.train.packing import choose_layout, plan_epochs
         from rise_ray.train.rows import fill_rows
 
-        _join(path)
-        config = TrainConfig(workers=1, batch_tokens=BATCH_TOKENS, lr=1e-4, **rows)
+        self._device = "cuda" if num_gpus else "cpu"
+        _join(path, self._device)
+        config = TrainConfig(
+            workers=1, num_gpus=num_gpus, batch_tokens=batch_tokens, lr=1e-4, **rows
+        )
         table = examples_to_table(examples)
         names = ("tokens", "loss_tokens", "shared_tokens")
         lengths = [PartLengths(*(table[n].to_numpy().astype("int64") for n in names))]
@@ -126,6 +216,8 @@ class Side:
 
     def take(self, steps: int) -> float:
         """Useful tokens a second of the next steps."""
+        import torch
+
         started, tokens = time.perf_counter(), 0
         for _ in range(steps):
             at = self._step % (self._plan.steps - 1)  # the last is not a whole one
@@ -135,6 +227,8 @@ class Side:
                 self._engine.step()
             tokens += int(self._plan.tokens[at])
             self._step += 1
+        if self._device == "cuda":
+            torch.cuda.synchronize()
         return tokens / (time.perf_counter() - started)
 
     def _passes(self, step: int) -> Iterator[list[Any]]:
@@ -144,18 +238,19 @@ class Side:
         first, rows = step * self._plan.rows_per_step, self._plan.rows_per_step
         for at in range(first, first + rows, self._at_once):
             columns = (getattr(self._rows, name)[at : at + self._at_once] for name in COLUMNS)
-            yield tensors(RowBatch(*columns), self._engine.module.takes_joined, "cpu")
+            yield tensors(RowBatch(*columns), self._engine.module.takes_joined, self._device)
 
 
-def _join(path: Path) -> None:
+def _join(path: Path, device: str) -> None:
     import torch.distributed as dist
 
-    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"DS_ACCELERATOR": device, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     if not dist.is_initialized():
-        dist.init_process_group("gloo", init_method=f"file://{path}/ranks", rank=0, world_size=1)
+        backend, meeting = "nccl" if device == "cuda" else "gloo", f"file://{path}/ranks"
+        dist.init_process_group(backend, init_method=meeting, rank=0, world_size=1)
 
 
-def random_examples(trajectories: int, rng: random.Random) -> list[Any]:
+def random_examples(trajectories: int, rng: random.Random, texts: Texts = SHORT) -> list[Any]:
     from rise_ray.mdp import Example, Place, Provenance, Span
 
     def draw(count: int) -> tuple[int, ...]:
@@ -163,12 +258,12 @@ def random_examples(trajectories: int, rng: random.Random) -> list[Any]:
 
     made = []
     for number in range(trajectories):
-        state, rows = draw(PROMPT), []
-        for _ in range(TURNS):
+        state, rows = draw(texts.prompt), []
+        for _ in range(texts.turns):
             for _ in range(rng.choice((1, 1, 2))):
-                response = draw(rng.randint(*RESPONSE))
+                response = draw(rng.randint(*texts.response))
                 rows.append((state + response, len(state)))
-            state = state + draw(rng.randint(*RESPONSE) + FEEDBACK)
+            state = state + draw(rng.randint(*texts.response) + texts.feedback)
         place = Place("iteration", 1, "collect")
         origin = Provenance("candidate", "b", f"t{number}", "p", place, 0, 0, 1.0, 0, 0, "")
         for i, (ids, start) in enumerate(sorted(rows)):
@@ -177,16 +272,11 @@ def random_examples(trajectories: int, rng: random.Random) -> list[Any]:
     return made
 
 
-def _make_model(folder: Path, shape: dict[str, int], heads: int, kv_heads: int) -> None:
+def _make_model(folder: Path, shape: dict[str, int]) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        **shape,
-        vocab_size=VOCABULARY,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
+        **shape, vocab_size=VOCABULARY, max_position_embeddings=8192, tie_word_embeddings=False
     )
     LlamaForCausalLM(config).save_pretrained(folder)
 
