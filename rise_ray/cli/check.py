@@ -68,7 +68,7 @@ def check(config: RunConfig) -> bool:
     for subject, sentence in estimate(
         config, inspection.stages, inspection.problem_counts, inspection.lengths
     ):
-        print(terminal_text(f"{subject:<15}{sentence}"))
+        print(terminal_text(f"{subject:<14} {sentence}"))
     return not failed
 
 

@@ -137,7 +137,7 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
     from rise_ray.run.plans import teacher_workers
     from rise_ray.run.repair import is_whole, repair
     from rise_ray.run.stages import Stages
-    from rise_ray.run.tracks import execute, stages_of
+    from rise_ray.run.tracks import stages_of
 
     console = Console()
     console.show_warnings()
@@ -157,7 +157,7 @@ def _execute(config: RunConfig, options: argparse.Namespace) -> int:
             for repaired in repair(run):
                 console.line(repaired)
             with Stages(run, console) as stages:
-                execute(config, stages.do)
+                stages.do_all()
     return 0
 
 

@@ -21,9 +21,16 @@ _EVERY_S = 5.0
 
 
 class Console:
-    """Plain lines with elapsed time: readable in a terminal, in a job's log and in CI."""
+    """Plain lines with elapsed time: readable in a terminal, in a job's log and in CI.
+
+    Where two threads do stages at the same time, what is said of the one that began first is told
+    with its name.
+    """
 
     def __init__(self) -> None:
+        self._of_thread = threading.local()
+        self._heading: str | None = None
+        """Of the stage that began last."""
         self._out = rich.console.Console(highlight=False, emoji=False)
         self._started = time.monotonic()
         self._last = 0.0
@@ -34,12 +41,20 @@ class Console:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         self._print(f"{minutes:3d}:{seconds:02d}  {text}")
 
+    def stage(self, heading: str) -> None:
+        """This thread begins a stage."""
+        self._heading = self._of_thread.heading = heading
+        self.line(heading)
+
     def rolling(self) -> None:
         """Episodes start now: rates count from here."""
         self._rolling = time.monotonic()
 
     def step(self, text: str) -> None:
-        self.line(f"  {text}")
+        """A line of this thread's stage."""
+        heading: str | None = getattr(self._of_thread, "heading", None)
+        of = "" if heading in (None, self._heading) else f"{heading}: "
+        self.line(f"  {of}{text}")
 
     def rolled(self, done: int, total: int, tally: Tally) -> None:
         """Progress of a rollout phase, every few seconds and at its end."""
@@ -53,10 +68,10 @@ class Console:
     @contextmanager
     def following(self, tracker: TrackerHandle) -> Iterator[None]:
         """Show the training's newest record every few seconds, from beside the training."""
-        stop = threading.Event()
+        stop, heading = threading.Event(), getattr(self._of_thread, "heading", None)
 
         def follow() -> None:
-            seen = None
+            self._of_thread.heading, seen = heading, None
             while not stop.wait(_EVERY_S):
                 record = tracker.latest()
                 if record and record != seen and "step" in record:

@@ -15,9 +15,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from rise_ray.mdp import MAIN_TRACK
 
 Record = Mapping[str, Any]
+_T = TypeVar("_T")
 
 COUNTS = {
     "trajectories": "trajectories",
@@ -36,12 +39,12 @@ def eval_records(records: Iterable[Record]) -> dict[str, Record]:
     Where a model was evaluated again (a resumed run), the later record counts.
     """
     latest = {record["model"]: record for record in records if record["phase"] == "eval"}
-    return {model: latest[model] for model in sorted(latest, key=_model_order)}
+    return {model: latest[model] for model in sorted(latest, key=_order)}
 
 
 def last_model(evaluated: Mapping[str, Record]) -> str:
     """The last iteration, or the base if there is none. Raises ValueError if neither is there."""
-    trained = [model for model in evaluated if _model_order(model)[0] < 2]
+    trained = [model for model in evaluated if _order(model)[0] < 3]
     if not trained:
         raise ValueError("neither the base nor an iteration was evaluated")
     return trained[-1]
@@ -64,7 +67,7 @@ def _largest(pattern: str, record: Record) -> int:
 
 
 def losses(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
-    """(step, loss) of each training stage, by step; a step logged again counts once, the later.
+    """(step, loss) of each training, by step; a step logged again counts once, the later.
 
     A loss that was not a number is null in metrics.jsonl and leaves a gap.
     """
@@ -72,7 +75,7 @@ def losses(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
     for record in records:
         if record["phase"] == "train" and "step" in record and record["loss"] is not None:
             stages[record["stage"]][record["step"]] = record["loss"]
-    return {stage: sorted(steps.items()) for stage, steps in stages.items()}
+    return {stage: sorted(steps.items()) for stage, steps in _in_order(stages)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,14 @@ class Training:
 
 
 def trainings(records: Iterable[Record]) -> dict[str, Training]:
-    """Every finished training by its stage, in the order of the run; later records count."""
+    """Every finished training by its stage, track by track; later records count."""
     stages: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in records:
         if record["phase"] != "eval" and "step" not in record:
             stages[record["stage"]][record["phase"]] = record
     return {
         stage: _training(phases)
-        for stage, phases in stages.items()
+        for stage, phases in _in_order(stages)
         if "loss_tokens" in phases.get("train", {})
     }
 
@@ -129,7 +132,7 @@ def seconds(records: Iterable[Record]) -> tuple[list[str], dict[str, dict[str, f
         if "seconds" in record:
             phases[record["phase"]] = None
             stages[record["stage"]][record["phase"]] += record["seconds"]
-    return list(phases), stages
+    return list(phases), dict(_in_order(stages))
 
 
 def counts(records: Sequence[Record]) -> tuple[list[str], dict[str, dict[str, int]]]:
@@ -138,11 +141,19 @@ def counts(records: Sequence[Record]) -> tuple[list[str], dict[str, dict[str, in
     for record, field in itertools.product(records, COUNTS):
         if record["phase"] != "eval" and field in record:
             stages[record["stage"]][field] += record[field]
-    return [field for field in COUNTS if any(field in sums for sums in stages.values())], stages
+    fields = [field for field in COUNTS if any(field in sums for sums in stages.values())]
+    return fields, dict(_in_order(stages))
 
 
-def _model_order(model: str) -> tuple[int, int, str]:
-    if model == "base":
-        return 0, 0, model
-    iteration = re.fullmatch(r"iteration-(\d+)", model)
-    return (1, int(iteration[1]), model) if iteration else (2, 0, model)
+def _in_order(stages: Mapping[str, _T]) -> list[tuple[str, _T]]:
+    return sorted(stages.items(), key=lambda item: _order(item[0]))
+
+
+def _order(stage: str) -> tuple[int, str, int]:
+    """Of a stage, or the model that it makes: a run may do those of two tracks by turns.
+
+    The warm start, the base, the iterations, then the controls by name.
+    """
+    track, _, number = stage.rpartition("-")
+    first = {"warm-start": 0, "base": 1, track: 2 if track == MAIN_TRACK else 3}
+    return first.get(stage, first[track]), track, int(number) if number.isdecimal() else 0

@@ -60,15 +60,29 @@ class Actors:
         for verifier in self.__dict__.get("_verifiers", ()):
             verifier.stop()
 
+    def stop_rolling(self) -> None:
+        """From another thread: a roll that is under way there ends by an error."""
+        for pool in self._pools():
+            pool.stop()
+
+    def stop_training(self) -> None:
+        """From another thread: a training that is under way there ends by an error."""
+        if "ranks" in self.__dict__:
+            self.ranks.stop()
+
     def release_workers(self) -> None:
         """Give all workers' CPUs or GPUs to a training; the next roll starts them anew."""
         for pool in self._pools():
             pool.release()
 
+    def shrink_pools(self) -> None:
+        """Give back what workers took beyond `min_workers`."""
+        for pool in self._pools():
+            pool.shrink()
+
     def make_room(self) -> None:
         """Give back what is not needed now: a task of the run needs a CPU."""
-        for pool in self._pools():  # what they took beyond `min_workers`
-            pool.shrink()
+        self.shrink_pools()
         if "ranks" in self.__dict__ and ray.available_resources().get("CPU", 0.0) < 1:
             self.ranks.release()
 

@@ -13,6 +13,7 @@ runs/<name>/
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Run:
         self.teacher_tokens = 0
         """Of a teacher's endpoint that this run has used, also in unfinished stages."""
         self._journaled_sha256 = ""
+        self._lock = threading.Lock()  # stages may be done in two threads
         if self.folder.exists(STATE):
             self._reopen(resume)
         elif self._has_foreign_files():
@@ -76,8 +78,10 @@ class Run:
         Results are JSON: what a later stage needs to know, never data.
         """
         if key not in self.stages:
-            self.stages[key] = work()
-            self._save()
+            result = work()
+            with self._lock:
+                self.stages[key] = result
+                self._save()
         return self.stages[key]
 
     def config_is_whole(self) -> bool:
@@ -101,9 +105,10 @@ class Run:
 
     def record_teacher_tokens(self, tokens: int) -> None:
         """Journal how many tokens of a teacher's endpoint the whole run has used by now."""
-        if tokens != self.teacher_tokens:
-            self.teacher_tokens = tokens
-            self._save()
+        with self._lock:
+            if tokens != self.teacher_tokens:
+                self.teacher_tokens = tokens
+                self._save()
 
     def forget(self, key: str) -> None:
         """Have stage `key` done again: what it made is lost."""

@@ -23,11 +23,13 @@ from rise_ray.models.locate import locate_tokenizer
 from rise_ray.report.console import Console
 from rise_ray.report.html import write_report
 from rise_ray.report.tracking import PhaseLog, start_tracker
+from rise_ray.report.versions import package_versions
 from rise_ray.rollout.chat import ChatFormat, load_chat
 from rise_ray.rollout.collect import roll_phase, specs_for
 from rise_ray.rollout.episode import EpisodeSpec
 from rise_ray.run.actors import Actors, add_reference, given_model
 from rise_ray.run.journal import REPORT, Run
+from rise_ray.run.order import do_with_trainings_beside
 from rise_ray.run.plans import (
     affordable_candidates,
     eval_plan,
@@ -40,7 +42,6 @@ from rise_ray.run.plans import (
 )
 from rise_ray.run.specs import BASE, Evaluate, Report, Roll, Rows, Spec, Train, WarmStart, Weights
 from rise_ray.run.tracks import stages_of
-from rise_ray.run.versions import package_versions
 from rise_ray.run.warm_start import demonstrate, demonstration_examples, initial_model
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.files import Folder
@@ -81,6 +82,24 @@ class Stages:
                 raise
             # What ended the run is to be told, and a stop has an exit status of its own.
             logger.warning("the run was not ended tidily: %s", user_error(failure) or failure)
+
+    def do_all(self) -> None:
+        """Do every stage that the journal lacks, trainings beside the others where both have room.
+
+        That is where neither workers nor ranks are released for the other's sake.
+        """
+        config = self.config
+        if config.rollout.release_during_training or config.train.release_during_rollouts:
+            for spec in self.stages:
+                self.do(spec)
+            return
+        do_with_trainings_beside(
+            self.stages,
+            self.do,
+            leave_room=self._actors.shrink_pools,
+            stop_training=self._actors.stop_training,
+            stop_rolling=self._actors.stop_rolling,
+        )
 
     def do(self, spec: Spec) -> None:
         """Do a stage, unless the journal has it."""
@@ -180,7 +199,7 @@ class Stages:
 
         def timed() -> Result:
             log = self._tracker.begin(stage, phase)
-            self.console.line(f"{stage}: {phase}")
+            self.console.stage(f"{stage}: {phase}")
             started = time.monotonic()
             result = work(log)
             result["seconds"] = time.monotonic() - started

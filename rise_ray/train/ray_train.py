@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import os
+import threading
 import uuid
 from collections.abc import Collection, Iterator
 from types import SimpleNamespace
@@ -58,6 +59,8 @@ class Ranks:
         self._dispatcher: Any = None
         self._started_for: TrainJob | None = None
         self._before: set[str] = set()
+        self._busy = threading.Lock()
+        self._stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -69,11 +72,23 @@ class Ranks:
         """Have the ranks train; what rank 0 returns.
 
         Raises:
-            TrainError: ranks were lost more than `max_failures` times, or so many of their starts.
+            TrainError: ranks were lost more than `max_failures` times, or so many of their starts;
+                or they were stopped.
         """
+        with self._busy:
+            self._check_stopped(task.job)
+            return self._do(task)
+
+    def stop(self) -> None:
+        """From another thread: a training that is under way there ends by an error, as do later."""
+        self._stopped = True
+        if (trainer := self._trainer) is not None:
+            trainer.abort()
+
+    def _do(self, task: WorkerTask) -> WorkerResult:
         job, config = task.job, task.job.config
         if self._started_for is not None and _group(self._started_for) != _group(job):
-            self.release()
+            self._release()
         if self._trainer is not None and ray.wait([self._trainer.running], timeout=0)[0]:
             self._forget()  # lost while they had nothing to do: no failure of this training
         for restarts_left in reversed(range(1 + config.max_failures)):
@@ -85,7 +100,7 @@ class Ranks:
                 ) as silent:
                     result, starts = self._answer(trainer, task)
                 if starts > config.workers:  # Ray Train counts all losses: others are to come
-                    self.release()
+                    self._release()
                 return result
             except KeyboardInterrupt:  # `rise_ray.cluster.stop`
                 if self._trainer is not None:
@@ -99,6 +114,7 @@ class Ranks:
                     "(`train.progress_deadline_s`)"
                 )
                 reason = silence if silent.is_set() else _root_cause(error)
+                self._check_stopped(job)
                 lost = isinstance(error, ray.train.ControllerError | RayActorError)
                 if not restarts_left or not lost:
                     raise TrainError(f"{job.name}: training failed: {reason}") from error
@@ -106,7 +122,14 @@ class Ranks:
         raise AssertionError("the last round returns or raises")
 
     def release(self) -> None:
-        """Give their resources back; the next training starts them anew."""
+        """Give their resources back; the next training starts them anew.
+
+        Where a training is under way in another thread, it is waited for.
+        """
+        with self._busy:
+            self._release()
+
+    def _release(self) -> None:
         if self._trainer is None or self._started_for is None:
             return
         self._dispatcher.close.remote()
@@ -128,12 +151,17 @@ class Ranks:
 
     def _answer(self, trainer: StoppableTrainer, task: WorkerTask) -> tuple[WorkerResult, int]:
         """What rank 0 returns, and how many ranks were started for it, restarts included."""
+        self._check_stopped(task.job)
         answer = self._dispatcher.do.remote([ray.put(task)])
         (ended,), _ = ray.wait([answer, trainer.running])
         if ended is not answer:
             trainer.check()
         result, starts = ray.get(answer)
         return result, starts
+
+    def _check_stopped(self, job: TrainJob) -> None:
+        if self._stopped:
+            raise TrainError(f"{job.name}: the training was stopped")
 
     def _forget(self) -> None:
         """End what is left of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import psutil
 
 from rise_ray.config.settings import RunConfig
 from rise_ray.run.journal import run_folder
+from rise_ray.run.order import needs
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.chaos.audit import Episodes
 from tests.chaos.nodes import Nodes
@@ -81,6 +82,7 @@ class Attack:
         say: Callable[[str], None],
     ) -> None:
         self._command = [sys.executable, "-m", "rise_ray.cli.main", *command]
+        self._specs = stages_of(config)
         self._stages = stage_keys(config)
         folder = run_folder(config)
         self._watch = Watch(Path(folder.path), self._stages)
@@ -135,9 +137,13 @@ class Attack:
                 self._say(f"  {done.recovered_s:.1f} s after the {done.kind} kill: {signs[0][:40]}")
 
     def _unfinished(self) -> int:
-        """Of the stage, and of the next one, whose episodes may be rolled ahead."""
-        at = self._stages.index(self._watch.stage)
-        rolling = itertools.takewhile(self._planned.__contains__, self._stages[at : at + 2])
+        """Of the stages that may be under way, also because they are rolled ahead."""
+        done = set(self._watch.done)
+        rolling = [
+            spec.key
+            for spec in self._specs
+            if spec.key in self._planned.keys() - done and needs(spec, self._specs) <= done
+        ]
         return sum(self._planned[stage].missing(self._store) for stage in rolling)
 
     def _kill_what_is_due(self) -> None:

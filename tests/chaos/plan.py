@@ -53,7 +53,7 @@ class PlannedKill:
 
 
 def stage_keys(config: RunConfig) -> list[str]:
-    """The journal's keys of a whole run, in the order in which its stages are done."""
+    """The journal's keys of a whole run, in the order in which its stages are declared."""
     return [spec.key for spec in stages_of(config)]
 
 

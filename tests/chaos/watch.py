@@ -25,12 +25,13 @@ class Watch:
         self._stages = stages
         self._seen: set[str] = set()
         self._read: dict[str, int] = {}
-        self._done: list[str] = []
+        self.done: list[str] = []
+        """Journaled stages, as of the last `look`."""
 
     @property
     def stage(self) -> str:
         """The first that is not journaled (as of the last `look`); at the end, the last one."""
-        return next((key for key in self._stages if key not in self._done), self._stages[-1])
+        return next((key for key in self._stages if key not in self.done), self._stages[-1])
 
     def look(self) -> list[str]:
         """The signs since the last look."""
@@ -46,8 +47,8 @@ class Watch:
     def _journal(self) -> list[str]:
         text = self._changed(STATE)
         if text is not None:
-            self._done = list(json.loads(text)["stages"])
-        return self._done
+            self.done = list(json.loads(text)["stages"])
+        return self.done
 
     def _steps(self) -> list[str]:
         text = self._changed(METRICS)

@@ -31,7 +31,6 @@ from rise_ray.report.console import Console
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.run.journal import Run
 from rise_ray.run.stages import Stages
-from rise_ray.run.tracks import execute
 from rise_ray.store.files import Folder
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
@@ -195,5 +194,5 @@ def miniature_run(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -
     config = load_config(JOB, [*SETTINGS, f"storage={tmp_path_factory.mktemp('runs')}"])
     run = Run(config, resume=False)
     with Stages(run, Console()) as stages:
-        execute(stages.config, stages.do)
+        stages.do_all()
     return run

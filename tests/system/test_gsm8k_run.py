@@ -17,7 +17,6 @@ from rise_ray.mdp import Example, FinishReason
 from rise_ray.report.console import Console
 from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.stages import Stages
-from rise_ray.run.tracks import execute
 from rise_ray.store.examples import examples_from_table, read_manifest, read_part
 from tests.system.miniature import COLLECT
 
@@ -35,7 +34,7 @@ def run(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = _config(tmp_path_factory.mktemp("gsm8k"))
     finished = Run(config, resume=False)
     with Stages(finished, Console()) as stages:
-        execute(stages.config, stages.do)
+        stages.do_all()
     return finished
 
 

@@ -55,8 +55,10 @@ LASTING = [
     "ray.num_cpus=6",
 ]
 ASK, AGAIN = (Place("iteration", 1, phase) for phase in ("ask", "ask_again"))
-CHATS = Place("chats", 1, "collect")
-RELABEL, TRAIN, EVAL = (f"iteration-1/{phase}" for phase in ("relabel", "train", "eval"))
+AFTER, CHATS = Place("iteration", 1, "eval"), Place("chats", 1, "collect")
+RELABEL, TRAIN = (f"iteration-1/{phase}" for phase in ("relabel", "train"))
+OF_CHATS = {f"chats-1/{phase}" for phase in ("collect", "relabel", "train")}
+"""What of the control may be done by then, beside the recipe's own stages."""
 ASKED = ["base/eval", str(ASK), str(AGAIN)]
 
 
@@ -81,26 +83,31 @@ def test_a_run_killed_in_every_kind_of_phase_ends_like_an_undisturbed_one(tmp_pa
     assert list(relabeling) == ASKED
     assert relabeling[str(AGAIN)]["rolled"] == PROBLEMS - stored
 
-    orphans += kill_when(
-        resume, log, lambda pid: bool(named("ray::RayTrainWorker", pid)) and trains(folder)
-    )
-    training = journal(folder)
-    assert list(training) == [*ASKED, RELABEL]
-
-    # The control's collection is with the base's weights again. A busy machine may not show the
-    # sync, of some 0.3 s: then it is killed as the first episode is stored.
+    # The control's collection goes on beside the training, or is done.
     orphans += kill_when(
         resume,
         log,
-        lambda pid: bool(named("ray::RolloutWorker.sync", pid) or parts_of(folder, CHATS)),
+        lambda pid: bool(
+            named("ray::RayTrainWorker", pid) and trains(folder) and parts_of(folder, CHATS)
+        ),
+    )
+    training = journal(folder)
+    assert set(training) - OF_CHATS == {*ASKED, RELABEL}
+
+    # A busy machine may not show the sync, of some 0.3 s: then it is killed as the first episode
+    # is stored.
+    orphans += kill_when(
+        resume,
+        log,
+        lambda pid: bool(named("ray::RolloutWorker.sync", pid) or parts_of(folder, AFTER)),
     )
     syncing = journal(folder)
-    assert list(syncing) == [*ASKED, RELABEL, TRAIN, EVAL]
+    assert set(syncing) - OF_CHATS == {*ASKED, RELABEL, TRAIN}
 
     subprocess.run(resume, check=True, capture_output=True, env=environment())
     config = load_config(JOB, [*SETTINGS, *RECIPE, f"storage={tmp_path}"])
     run = Run(config, resume=False)
-    assert list(run.stages) == stage_keys(config)
+    assert sorted(run.stages) == sorted(stage_keys(config))
     for before in (rolling, relabeling, training, syncing):
         assert {stage: run.stages[stage] for stage in before} == before
     # What is planned is what an undisturbed run stores: see test_whole_run.

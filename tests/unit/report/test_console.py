@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
@@ -26,6 +27,31 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("rise_ray.report.console.time.monotonic", clock)
     return clock
+
+
+def test_of_two_stages_at_a_time_the_one_that_began_first_is_told_by_its_name(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console()
+    console.stage("iteration-1: train")
+    console.step("step 10 of 40")
+
+    def roll() -> None:
+        console.stage("chats-1: collect")
+        console.step("4 of 20 episodes")
+
+    other = threading.Thread(target=roll)
+    other.start()
+    other.join()
+    console.step("step 20 of 40")
+    said = [line[8:] for line in capsys.readouterr().out.splitlines()]
+    assert said == [
+        "iteration-1: train",
+        "  step 10 of 40",
+        "chats-1: collect",
+        "  4 of 20 episodes",
+        "  iteration-1: train: step 20 of 40",
+    ]
 
 
 def test_lines_carry_the_time_since_the_start(

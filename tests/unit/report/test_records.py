@@ -73,6 +73,15 @@ def test_counts_and_time_are_summed_by_stage_and_evaluation_is_not_data() -> Non
     )
 
 
+def test_tracks_that_took_turns_are_told_one_after_the_other() -> None:
+    stages = ["base", "warm-start", "iteration-2", "chats-1", "iteration-10", "chats-2", "b-1"]
+    records = [{"phase": "collect", "stage": stage, "seconds": 1.0} for stage in stages]
+    assert list(seconds(records)[1]) == [
+        *("warm-start", "base", "iteration-2", "iteration-10"),
+        *("b-1", "chats-1", "chats-2"),
+    ]
+
+
 def test_a_training_is_told_with_its_data_and_what_was_sampled_for_it() -> None:
     done = {"tokens": 900, "loss_tokens": 300, "last_loss": 0.5, "seconds": 9.0}
     records = [

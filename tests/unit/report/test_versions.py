@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from rise_ray.run.versions import package_versions
+from rise_ray.report.versions import package_versions
 
 
 def test_versions_are_those_installed_with_the_build_of_vllm() -> None:
@@ -23,6 +23,6 @@ def test_a_missing_package_is_an_error_and_not_a_gap(monkeypatch: pytest.MonkeyP
             raise PackageNotFoundError(name)
         return "1"
 
-    monkeypatch.setattr("rise_ray.run.versions.version", installed)
+    monkeypatch.setattr("rise_ray.report.versions.version", installed)
     with pytest.raises(PackageNotFoundError, match="deepspeed"):
         package_versions()
