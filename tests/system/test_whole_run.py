@@ -69,6 +69,12 @@ def test_the_run_folder_has_the_promised_layout(miniature_run: Run) -> None:
     assert all(name in report for name in (*MODELS, "m1@t3", "p1@t3"))
 
 
+def test_the_control_rolls_while_the_method_trains(miniature_run: Run) -> None:
+    """The start of the ranks alone takes longer."""
+    ended = list(miniature_run.stages)
+    assert ended.index(f"{CONTROL}-1/relabel") < ended.index("iteration-1/train")
+
+
 def test_what_is_planned_is_what_is_stored(miniature_run: Run) -> None:
     """The chaos job and the resumed runs are held against the plan."""
     assert stage_keys(miniature_run.config) == STAGES
