@@ -18,7 +18,7 @@ from rise_ray.run.tracks import stages_of
 from rise_ray.store.trajectories import TrajectoryStore
 from tests.chaos.audit import Episodes
 from tests.chaos.nodes import Nodes
-from tests.chaos.plan import Kind, PlannedKill, stage_keys
+from tests.chaos.plan import Kind, PlannedKill
 from tests.chaos.processes import kill, lives
 from tests.chaos.victims import Victim, take_census, victims
 from tests.chaos.watch import Watch
@@ -83,7 +83,7 @@ class Attack:
     ) -> None:
         self._command = [sys.executable, "-m", "rise_ray.cli.main", *command]
         self._specs = stages_of(config)
-        self._stages = stage_keys(config)
+        self._stages = [spec.key for spec in self._specs]
         folder = run_folder(config)
         self._watch = Watch(Path(folder.path), self._stages)
         self._store = TrajectoryStore(folder / "trajectories")
