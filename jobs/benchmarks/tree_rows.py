@@ -81,8 +81,8 @@ SMOL = replace(
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
     },
-    trajectories=85,
-    steps=1,
+    trajectories=170,
+    steps=3,
     goal=2.1,
 )
 LLAMA = Case(
