@@ -30,6 +30,8 @@ class RejectionSampling(RecipeConfig):
     epochs: Annotated[float, Field(gt=0)] | Literal["equal_tokens"] = 8.0
     """Passes over the answers; `equal_tokens`, for a control: until it has trained on as many
     tokens as the method it is compared with, which may be very often."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; null: `train.lr`."""
 
     def execute(self, track: Track) -> None:
         """One iteration after the other; the last model is evaluated."""
@@ -46,6 +48,6 @@ class RejectionSampling(RecipeConfig):
             answers = at.roll("collect", policy, episodes)
             right = at.rows(rule, answers)
             start = track.start(base, policy)
-            policy = at.train(right, start, epochs, equal_tokens=equal)
+            policy = at.train(right, start, epochs, self.lr, equal_tokens=equal)
             if at.is_last or track.like is None:
                 at.evaluate(policy)

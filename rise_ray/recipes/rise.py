@@ -11,12 +11,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rise_ray.config.base import Settings
 from rise_ray.config.recipe import RecipeConfig
 from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
+from rise_ray.relabel.rules.right_answers import RightAnswers
 from rise_ray.run.specs import Episodes
 from rise_ray.run.tracks import Track
+
+
+class Boost(Settings):
+    """A training before the improving one: on right answers to the bare problem, found anywhere.
+
+    Every right response of a trajectory is one, of whatever turn. A better first answer is what
+    the improving rows alone give least of, of which each state has one.
+    """
+
+    answers: int | None = Field(default=4, ge=1)
+    """Most different right answers of a problem; null: all."""
+    epochs: float = Field(default=8.0, gt=0)
+    """Passes over them."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; null: `train.lr`."""
+
+    @property
+    def rule(self) -> RightAnswers:
+        return RightAnswers(answers=self.answers, turns="all")
 
 
 class Rise(RecipeConfig):
@@ -37,6 +58,8 @@ class Rise(RecipeConfig):
     """Who improves: nobody else (self-distillation), or a teacher (distillation)."""
     rule: Annotated[Improved | Revision, Field(discriminator="name")] = Improved()
     """Which improved responses are trained on, with what weights."""
+    boost: Boost | None = None
+    """Train on right first answers before; null: on the rule's rows alone."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rise:
@@ -58,6 +81,10 @@ class Rise(RecipeConfig):
         base = policy = track.base()
         for at in track.iterations():
             tried = at.roll("collect", policy, episodes)
+            start = track.start(base, policy)
+            if self.boost is not None:
+                right = at.rows(self.boost.rule, tried, name="boost")
+                start = at.train(right, start, self.boost.epochs, self.boost.lr)
             improved = at.rows(self.rule, tried)
-            policy = at.train(improved, start=track.start(base, policy))
+            policy = at.train(improved, start)
             at.evaluate(policy)

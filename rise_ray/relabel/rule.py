@@ -75,9 +75,17 @@ def response_at(trajectory: Trajectory, turn: int, candidate: int) -> Attempt:
 
 
 def response_row(
-    trajectory: Trajectory, turn: int, candidate: int, *, rule: str, reward: float, weight: float
+    trajectory: Trajectory,
+    turn: int,
+    candidate: int,
+    *,
+    rule: str,
+    reward: float,
+    weight: float,
+    state_of: int | None = None,
 ) -> Row:
-    """One response in the state of its turn, all of it weighted alike."""
-    state = state_ids(trajectory.prompt_ids, trajectory.turns, turn, trajectory.window)
+    """One response, all of it weighted alike, in the state of its turn, or of turn `state_of`."""
+    shown = turn if state_of is None else state_of
+    state = state_ids(trajectory.prompt_ids, trajectory.turns, shown, trajectory.window)
     ids = (*state, *response_at(trajectory, turn, candidate).token_ids)
     return Row(rule, turn, candidate, reward, ids, (Span(len(state), len(ids), weight),))

@@ -2,9 +2,10 @@
 
 What is read of each record, by its `phase`:
 - `eval`: written by `rise_ray.evaluate.metrics.eval_record`;
-- `train`: `stage` (for example `iteration-1`), `step` and `loss`, one record per logged step; when
-  it is done `tokens`, `loss_tokens` and `last_loss`;
-- `relabel`: `data_tokens`; a phase that rolls: `tokens`;
+- `train` and `train_...`: `stage` (for example `iteration-1`), `step` and `loss`, one record per
+  logged step; when it is done `tokens`, `loss_tokens` and `last_loss`;
+- `relabel`, of whose rows `train` is, and `relabel_...`: `data_tokens`;
+- a phase that rolls: `tokens`;
 - any phase: `seconds` (its wall time) and the counts in `COUNTS`, summed per stage.
 """
 
@@ -69,12 +70,15 @@ def _largest(pattern: str, record: Record) -> int:
 def losses(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
     """(step, loss) of each training, by step; a step logged again counts once, the later.
 
+    A training is named as in `trainings`.
+
     A loss that was not a number is null in metrics.jsonl and leaves a gap.
     """
     stages: dict[str, dict[int, float]] = defaultdict(dict)
     for record in records:
-        if record["phase"] == "train" and "step" in record and record["loss"] is not None:
-            stages[record["stage"]][record["step"]] = record["loss"]
+        if _is_training(record) and "step" in record and record["loss"] is not None:
+            name = _name(record["stage"], record["phase"])
+            stages[name][record["step"]] = record["loss"]
     return {stage: sorted(steps.items()) for stage, steps in _in_order(stages)}
 
 
@@ -83,7 +87,8 @@ class Training:
     """What one training of a track was made of; None where nothing says it."""
 
     sampled_tokens: int | None
-    """By the track in the same iteration, in all phases that roll for training."""
+    """By the track in the same iteration, in all phases that roll for training; None for a
+    further training of the iteration, which is of the same."""
     examples: int | None
     data_tokens: int | None
     """Of one pass over the examples."""
@@ -98,21 +103,33 @@ class Training:
 
 
 def trainings(records: Iterable[Record]) -> dict[str, Training]:
-    """Every finished training by its stage, track by track; later records count."""
+    """Every finished training, track by track; later records count.
+
+    Its name is that of its stage; a further one of an iteration has its phase after it.
+    """
     stages: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in records:
         if record["phase"] != "eval" and "step" not in record:
             stages[record["stage"]][record["phase"]] = record
     return {
-        stage: _training(phases)
+        _name(stage, phase): _training(phases, phase)
         for stage, phases in _in_order(stages)
-        if "loss_tokens" in phases.get("train", {})
+        for phase, record in phases.items()
+        if _is_training(record) and "loss_tokens" in record
     }
 
 
-def _training(phases: Mapping[str, Record]) -> Training:
-    trained, relabeled = phases["train"], phases.get("relabel", {})
-    rolled = [record for phase, record in phases.items() if phase != "train"]
+def _is_training(record: Record) -> bool:
+    return bool(record["phase"].split("_")[0] == "train")
+
+
+def _name(stage: str, phase: str) -> str:
+    return stage if phase == "train" else f"{stage}/{phase}"
+
+
+def _training(phases: Mapping[str, Record], phase: str) -> Training:
+    trained, relabeled = phases[phase], phases.get(phase.replace("train", "relabel", 1), {})
+    rolled = [] if phase != "train" else [r for r in phases.values() if not _is_training(r)]
     sampled = [record["tokens"] for record in rolled if "tokens" in record]
     return Training(
         sampled_tokens=sum(sampled) if sampled else None,
@@ -154,6 +171,6 @@ def _order(stage: str) -> tuple[int, str, int]:
 
     The warm start, the base, the iterations, then the controls by name.
     """
-    track, _, number = stage.rpartition("-")
+    track, _, number = stage.partition("/")[0].rpartition("-")
     first = {"warm-start": 0, "base": 1, track: 2 if track == MAIN_TRACK else 3}
     return first.get(stage, first[track]), track, int(number) if number.isdecimal() else 0

@@ -22,8 +22,8 @@ from rise_ray.errors import DataError, StoreError
 from rise_ray.mdp import Attempt, Example, Place, Trajectory
 from rise_ray.relabel.rule import response_at
 from rise_ray.run.journal import CONFIG, read_journal
-from rise_ray.run.plans import rolling
-from rise_ray.run.specs import WarmStart
+from rise_ray.run.plans import of_kind, rolling
+from rise_ray.run.specs import Rows, WarmStart
 from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import example_weight, examples_from_table, read_manifest, read_part
 from rise_ray.store.files import Folder
@@ -120,17 +120,16 @@ def training_rows(
 
     A training takes them in the order of its packing plan, and, with a token budget, maybe not all.
     """
-    for key in record.stages:
-        stage, phase = key.split("/")
-        if phase != "relabel" and key != WarmStart.key:
-            continue
-        folder = record.folder / "examples" / stage
+    names = {rows.key: rows.name for rows in of_kind(Rows, stages_of(record.config))}
+    names[WarmStart.key] = "warm-start"
+    for name in (names[key] for key in record.stages if key in names):
+        folder = record.folder / "examples" / name
         for part in read_manifest(folder).parts:
             table = read_part(folder, part)
             if column is not None:
                 table = table.filter(pc.equal(table[column], value))
             for example in examples_from_table(table):
-                yield TrainingRow(stage, part.name, example)
+                yield TrainingRow(name, part.name, example)
 
 
 def trace(record: RunRecord, row: TrainingRow, trajectory: Trajectory | None) -> dict[str, Any]:
@@ -220,4 +219,4 @@ def _checkpoint(record: RunRecord, place: Place, version: int) -> str | None:
         return record.config.model.path
     sampled = {spec.place: spec.weights for spec in rolling(stages_of(record.config))}
     weights = sampled[place]
-    return (record.folder / "checkpoints" / f"{weights.track}={weights.iteration}").uri
+    return (record.folder / "checkpoints" / weights.name).uri

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from rise_ray.run.plans import next_to_roll, of_kind
+from rise_ray.run.plans import compared_stages, next_to_roll, of_kind
 from rise_ray.run.specs import Evaluate, Report, Roll, Rows, Spec, Train, WarmStart, Weights
 from rise_ray.run.tracks import Do
 
@@ -43,11 +43,7 @@ def _trained(weights: Weights, stages: Sequence[Spec]) -> set[str]:
 
 def _budget(spec: Roll | Train, stages: Sequence[Spec]) -> set[str]:
     """The stages that spend what this one may spend, too."""
-    return {
-        other.key
-        for other in of_kind(type(spec), stages)
-        if (other.place.track, other.place.iteration) == (spec.like, spec.place.iteration)
-    }
+    return {other.key for other in compared_stages(spec, stages)}
 
 
 def do_with_trainings_beside(

@@ -13,7 +13,7 @@ from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
 from rise_ray.rollout.episode import EpisodePlan
-from rise_ray.run.specs import Episodes, Evaluate, Roll, Spec
+from rise_ray.run.specs import Episodes, Evaluate, Roll, Spec, Train
 
 _Spec = TypeVar("_Spec", bound=Spec)
 
@@ -95,6 +95,16 @@ def evaluation_problems(config: RunConfig, problems: Sequence[Problem]) -> list[
     if protocol.problems is not None and protocol.problems < len(drawn):
         random.Random(derive_seed("evaluation", protocol.split)).shuffle(drawn)
     return drawn[: protocol.problems]
+
+
+def compared_stages(spec: Roll | Train, stages: Iterable[Spec]) -> list[Roll | Train]:
+    """The stages that spend what `spec` may spend, too: of its kind, in its iteration."""
+    compared = (spec.like, spec.place.iteration)
+    return [
+        other
+        for other in of_kind(type(spec), stages)
+        if (other.place.track, other.place.iteration) == compared
+    ]
 
 
 def affordable_candidates(spec: Roll, compared: Sequence[Mapping[str, Any]]) -> int:

@@ -31,7 +31,7 @@ def lost_stages(run: Run) -> dict[str, str]:
         if not run.trajectories.is_whole(spec.place, done[spec.key]["parts_sha256"]):
             lost[spec.key] = "its stored trajectories are not whole"
     for rows in of_kind(Rows, declared):
-        missing = _missing_examples(run.folder / "examples" / rows.place.stage)
+        missing = _missing_examples(run.folder / "examples" / rows.name)
         if missing:
             lost[rows.key] = f"its examples lack {missing}"
     return lost

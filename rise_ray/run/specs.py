@@ -14,15 +14,25 @@ from rise_ray.evaluate.metrics import EVALUATION
 from rise_ray.mdp import MAIN_TRACK, Place
 from rise_ray.relabel.rule import Rule
 
+RELABEL, TRAIN = "relabel", "train"
+"""The phases of an iteration's rows and training; further ones are called `train_boost`, say."""
+
 _NOBODY = NoTeacher()
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights by the track and the iteration that trained them; iteration 0 is the base."""
+    """Weights by the training that makes them; iteration 0 is the base."""
 
     track: str
     iteration: int
+    phase: str = TRAIN
+
+    @property
+    def name(self) -> str:
+        """Of their checkpoint's folder."""
+        kind = "" if self.phase == TRAIN else f"-{self.phase}"
+        return f"{self.track}={self.iteration}{kind}"
 
 
 BASE = Weights(MAIN_TRACK, 0)
@@ -70,6 +80,12 @@ class _AtPlace:
         """In the journal."""
         return str(self.place)
 
+    @property
+    def name(self) -> str:
+        """Of rows or a training, in folders and seeds: their iteration's, if they are its own."""
+        kind = "" if self.place.phase in (RELABEL, TRAIN) else f"-{self.place.phase}"
+        return f"{self.place.stage}{kind}"
+
 
 @dataclass(frozen=True, slots=True)
 class Roll(_AtPlace):
@@ -97,13 +113,15 @@ class Train(_AtPlace):
     start: Weights
     epochs: float | None
     """Passes over the rows; None: `train.epochs`, or the tokens of `like`."""
+    lr: float | None
+    """Peak learning rate; None: `train.lr`."""
     like: str | None
     """The track on as many tokens as which this one trains in the iteration."""
 
     @property
     def weights(self) -> Weights:
         """What comes out."""
-        return Weights(self.place.track, self.place.iteration)
+        return Weights(self.place.track, self.place.iteration, self.place.phase)
 
 
 @dataclass(frozen=True, slots=True)

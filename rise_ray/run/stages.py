@@ -32,6 +32,7 @@ from rise_ray.run.journal import REPORT, Run
 from rise_ray.run.order import do_with_trainings_beside
 from rise_ray.run.plans import (
     affordable_candidates,
+    compared_stages,
     eval_plan,
     evaluated_models,
     evaluation_problems,
@@ -132,8 +133,8 @@ class Stages:
             {place: self._sealed(str(place)) for place in spec.sources},
             spec.rule,
             self.config.model.max_model_len,
-            derive_seed(self.config.seed, "relabel", spec.place.stage),
-            self._examples(spec.place),
+            derive_seed(self.config.seed, "relabel", spec.name),
+            self._examples(spec.name),
         )
         self.console.step(f"{result.manifest.examples:,} examples")
         return {
@@ -145,14 +146,14 @@ class Stages:
 
     def _fine_tune(self, spec: Train, log: PhaseLog) -> Result:
         """Fine-tune on the examples; where it is compared, on as many tokens as the other track."""
-        settings, budget = self.config.train, None
-        if spec.epochs is not None:
-            settings = settings.model_copy(update={"epochs": spec.epochs})
+        own = {"epochs": spec.epochs, "lr": spec.lr}
+        given = {key: value for key, value in own.items() if value is not None}
+        settings, budget = self.config.train.model_copy(update=given), None
         if spec.like is not None:
-            like = Place(spec.like, spec.place.iteration, spec.place.phase)
-            budget = int(self.run.stages[str(like)]["tokens"])
-        start, rows = self._version(spec.start), self._examples(spec.rows)
-        return self._train(spec.place.stage, settings, start, rows, spec.weights, budget, log)
+            budget = sum(int(trained["tokens"]) for trained in self._compared(spec))
+        (rows,) = (rows for rows in of_kind(Rows, self.stages) if rows.place == spec.rows)
+        start, examples = self._version(spec.start), self._examples(rows.name)
+        return self._train(spec.name, settings, start, examples, spec.weights, budget, log)
 
     def _evaluate(self, spec: Evaluate) -> Result:
         """Measure weights on the held-out problems by RISE's protocol."""
@@ -236,7 +237,7 @@ class Stages:
         chat = self._chat(given)
         examples, too_long = demonstration_examples(chats, chat, self.config.model.max_model_len)
         self.console.step(f"{len(examples):,} demonstrations, {too_long:,} too long and left out")
-        folder = self.run.folder / "examples" / "warm-start"
+        folder = self._examples("warm-start")
         write_example_parts(folder, examples, derive_seed(self.config.seed, "demonstrations"))
         result = self._train("warm-start", warm_start.train, given, folder, BASE, None, log)
         return {**result, "examples": len(examples), "too_long": too_long}
@@ -321,12 +322,11 @@ class Stages:
         """Responses beside the attempt: the recipe's number, or what its budget allows."""
         if spec.episodes.candidates is not None:
             return spec.episodes.candidates
-        compared = [
-            self.run.stages[other.key]
-            for other in of_kind(Roll, self.stages)
-            if (other.place.track, other.place.iteration) == (spec.like, spec.place.iteration)
-        ]
-        return affordable_candidates(spec, compared)
+        return affordable_candidates(spec, self._compared(spec))
+
+    def _compared(self, spec: Roll | Train) -> list[Result]:
+        """The results of the stages of its kind in the same iteration of the compared track."""
+        return [self.run.stages[other.key] for other in compared_stages(spec, self.stages)]
 
     def _sealed(self, key: str) -> str:
         """The digest of a finished stage's trajectories: none may be missing when they are read."""
@@ -343,10 +343,10 @@ class Stages:
         )
 
     def _checkpoint(self, weights: Weights) -> Folder:
-        return self.run.folder / "checkpoints" / f"{weights.track}={weights.iteration}"
+        return self.run.folder / "checkpoints" / weights.name
 
-    def _examples(self, place: Place) -> Folder:
-        return self.run.folder / "examples" / place.stage
+    def _examples(self, name: str) -> Folder:
+        return self.run.folder / "examples" / name
 
     def _chat(self, weights: WeightVersion) -> ChatFormat:
         path = locate_tokenizer(weights.checkpoint)

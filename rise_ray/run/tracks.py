@@ -17,6 +17,8 @@ from rise_ray.mdp import MAIN_TRACK, Place
 from rise_ray.relabel.rule import Rule
 from rise_ray.run.specs import (
     BASE,
+    RELABEL,
+    TRAIN,
     Episodes,
     Evaluate,
     Report,
@@ -76,35 +78,44 @@ class At:
         self.track.do(Roll(place, weights, episodes, self.track.like))
         return place
 
-    def rows(self, rule: Rule, *rolled: Place) -> Place:
-        """Weighted rows of what was rolled: in this iteration, or until now (`data: pooled`)."""
+    def rows(self, rule: Rule, *rolled: Place, name: str = "") -> Place:
+        """Weighted rows of what was rolled: in this iteration, or until now (`data: pooled`).
+
+        An iteration may have several sets of rows, each with a `name` of its own.
+        """
         first = 1 if self.track.config.data == "pooled" else self.iteration
         sources = tuple(
             Place(place.track, iteration, place.phase)
             for place in rolled
             for iteration in range(first, self.iteration + 1)
         )
-        place = self._place("relabel")
+        place = self._place(f"{RELABEL}_{name}" if name else RELABEL)
         self.track.do(Rows(place, rule, sources))
         return place
 
     def train(
-        self, rows: Place, start: Weights, epochs: float | None = None, equal_tokens: bool = False
+        self,
+        rows: Place,
+        start: Weights,
+        epochs: float | None = None,
+        lr: float | None = None,
+        equal_tokens: bool = False,
     ) -> Weights:
-        """Fine-tune `start` for `epochs` passes over the rows (None: `train.epochs`).
+        """Fine-tune `start` for `epochs` passes over the rows (None: `train.epochs`, `train.lr`).
 
-        With `equal_tokens`, for as many tokens as the compared track's training instead.
+        With `equal_tokens`, for as many tokens as the compared track's trainings instead.
 
         Raises:
             ConfigError: `equal_tokens`, and there is no track to compare with.
         """
-        place, like = self._place("train"), self.track.like if equal_tokens else None
+        place = self._place(rows.phase.replace(RELABEL, TRAIN, 1))
+        like = self.track.like if equal_tokens else None
         if equal_tokens and like is None:
             raise ConfigError(
                 f"`recipe`: nothing says on how many tokens {place} trains: on its own, a recipe "
                 "cannot take the budget of another"
             )
-        spec = Train(place, rows, start, epochs, like)
+        spec = Train(place, rows, start, epochs, lr, like)
         self.track.do(spec)
         return spec.weights
 

@@ -28,6 +28,9 @@ class RightAnswers(Settings):
     name: Literal["right_answers"] = "right_answers"
     answers: int | None = Field(default=4, ge=1)
     """Most of one problem, different in their tokens; null: all."""
+    turns: Literal["first", "all"] = "first"
+    """Of which turns of a trajectory they are: what was right later is an answer to the bare
+    problem, too, and becomes one to it."""
     layout: Literal["single", "chat"] = "single"
     """`single`: a row for each answer. `chat`: one row, a chat of independent answers with the
     feedback between them and loss on each (needs feedback after a trajectory's last turn)."""
@@ -47,39 +50,42 @@ class RightAnswers(Settings):
             if chosen:
                 yield _chat(trajectory, chosen)
             return
-        for candidate in chosen:
-            yield response_row(trajectory, 0, candidate, rule=_RULE, reward=1.0, weight=1.0)
+        for turn, candidate in chosen:
+            yield response_row(
+                trajectory, turn, candidate, rule=_RULE, reward=1.0, weight=1.0, state_of=0
+            )
 
     def _choose(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
-    ) -> list[int]:
-        right: dict[tuple[int, ...], int] = {}
-        for turn in trajectory.turns[:1]:
+    ) -> list[tuple[int, int]]:
+        """Turn and candidate of each."""
+        right: dict[tuple[int, ...], tuple[int, int]] = {}
+        for number, turn in enumerate(trajectory.turns[: 1 if self.turns == "first" else None]):
             for candidate, response in enumerate((turn.attempt, *turn.candidates), start=-1):
                 if reward_of(response, 0.0) != 1.0:
                     continue
                 if self.drop_degenerate and is_degenerate(response.text):
                     dropped["degenerate"] += 1
                     continue
-                right.setdefault(response.token_ids, candidate)
+                right.setdefault(response.token_ids, (number, candidate))
         different = sorted(right.values())
         context.draw(trajectory).shuffle(different)
-        different.sort(key=lambda n: not response_at(trajectory, 0, n).verdict.claims_correct)
+        different.sort(key=lambda at: not response_at(trajectory, *at).verdict.claims_correct)
         if self.answers is not None:
             dropped["more_right_answers"] += max(0, len(different) - self.answers)
         return different[: self.answers]
 
 
-def _chat(trajectory: Trajectory, chosen: Sequence[int]) -> Row:
+def _chat(trajectory: Trajectory, chosen: Sequence[tuple[int, int]]) -> Row:
     ids: list[int] = list(trajectory.prompt_ids)
     spans = []
-    for number, candidate in enumerate(chosen):
+    for number, (turn, candidate) in enumerate(chosen):
         if number:
             ids += _feedback(trajectory, ids[-1])
-        answer = response_at(trajectory, 0, candidate).token_ids
+        answer = response_at(trajectory, turn, candidate).token_ids
         spans.append(Span(len(ids), len(ids) + len(answer), 1.0))
         ids += answer
-    return Row(_RULE, 0, chosen[-1], 1.0, tuple(ids), tuple(spans))
+    return Row(_RULE, *chosen[-1], 1.0, tuple(ids), tuple(spans))
 
 
 def _feedback(trajectory: Trajectory, end: int) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Reward-weighted regression (RISE, arXiv 2407.18219, section 3), for the rules that use it."""
+"""Reward-weighted regression (RISE, arXiv 2407.18219, section 3), for the rules that use it.
+
+Without the exponent all that is chosen weighs alike: filtered imitation.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from rise_ray.relabel.rule import RuleContext
 
 
 class WeightedByReward(Settings):
-    """w = exp((reward - center) / tau) for each response."""
+    """w = exp((reward - center) / tau) for each response; without tau, 1."""
 
-    tau: float = Field(default=0.4, gt=0)
-    """Temperature of the reward weights."""
+    tau: float | None = Field(default=0.4, gt=0)
+    """Temperature of the reward weights; null: every response weighs 1."""
     centering: Literal["none", "problem", "state"] = "none"
     """Subtract from the reward nothing, the mean of all that was sampled on the problem, or that
     of the state's samples."""
@@ -30,7 +33,7 @@ class WeightedByReward(Settings):
 
     @property
     def needs_tally(self) -> bool:
-        return self.centering == "problem"
+        return self.tau is not None and self.centering == "problem"
 
     def weight(
         self,
@@ -45,6 +48,8 @@ class WeightedByReward(Settings):
         if self.drop_degenerate and is_degenerate(response.text):
             dropped["degenerate"] += 1
             return None
+        if self.tau is None:
+            return 1.0
         center = center_of(trajectory, turn, self.centering, self.unparseable_reward, context.tally)
         if center is None:
             dropped["no_center"] += 1

@@ -18,6 +18,8 @@ def test_a_control_has_what_the_compared_track_sampled_and_epochs_of_its_own() -
         assert roll.episodes == Episodes(candidates=None, first_state_only=True)
         assert roll.like == "iteration"
     assert {(training.epochs, training.like) for training in of_kind(Train, stages)} == {(8, None)}
+    faster = of_kind(Train, declared_by_control(RejectionSampling(lr=2e-3)))
+    assert {training.lr for training in faster} == {2e-3}
 
 
 def test_alone_every_iteration_is_evaluated_and_of_a_control_the_last() -> None:

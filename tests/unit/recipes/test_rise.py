@@ -6,9 +6,10 @@ import pytest
 
 from rise_ray.config.teacher import ReferenceTeacher
 from rise_ray.mdp import Place
-from rise_ray.recipes.rise import Rise
+from rise_ray.recipes.rise import Boost, Rise
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
+from rise_ray.relabel.rules.right_answers import RightAnswers
 from rise_ray.run.plans import of_kind
 from rise_ray.run.specs import BASE, Episodes, Evaluate, Roll, Rows, Train, Weights
 from tests.unit.recipes.declared import declared
@@ -39,6 +40,22 @@ def test_every_iteration_rolls_the_last_model_trains_on_its_rule_and_is_evaluate
     assert (training.rows, training.weights) == (Place("iteration", 2, "relabel"), SECOND)
     assert (training.epochs, training.like) == (None, None)  # `train.epochs`
     assert of_kind(Evaluate, stages)[-1].weights == SECOND
+
+
+def test_a_boost_is_a_training_on_right_first_answers_from_which_the_improving_one_starts() -> None:
+    boosted = Rise(boost=Boost(answers=3, epochs=6, lr=2e-3))
+    stages = declared(boosted)
+    right, improved = [rows for rows in of_kind(Rows, stages) if rows.place.iteration == 2]
+    assert (right.rule, right.sources) == (RightAnswers(answers=3, turns="all"), improved.sources)
+    boost, training = [train for train in of_kind(Train, stages) if train.place.iteration == 2]
+    assert (boost.start, boost.rows, boost.epochs, boost.lr) == (BASE, right.place, 6, 2e-3)
+    assert (training.start, training.rows) == (boost.weights, improved.place)
+    assert (training.epochs, training.lr) == (None, None)  # `train.epochs`, `train.lr`
+    assert (boost.key, boost.name) == ("iteration-2/train_boost", "iteration-2-train_boost")
+    assert (boost.weights.name, SECOND.name) == ("iteration=2-train_boost", "iteration=2")
+    assert of_kind(Evaluate, stages)[-1].weights == SECOND
+    plain = [spec for spec in stages if "boost" not in spec.key]
+    assert [spec.key for spec in plain] == [spec.key for spec in declared(Rise())]
 
 
 def test_somebody_has_to_improve() -> None:

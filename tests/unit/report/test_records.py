@@ -53,8 +53,12 @@ def test_losses_are_by_stage_and_step_with_gaps_where_there_was_no_number() -> N
         {"phase": "train", "stage": "warm-start", "step": 2, "loss": 1.5},
         {"phase": "train", "stage": "iteration-1", "step": 1, "loss": None},
         {"phase": "train", "stage": "iteration-1", "seconds": 3.0},
+        {"phase": "train_boost", "stage": "iteration-1", "step": 1, "loss": 4.0},
     ]
-    assert losses(records) == {"warm-start": [(1, 3.0), (2, 1.5)]}
+    assert losses(records) == {
+        "warm-start": [(1, 3.0), (2, 1.5)],
+        "iteration-1/train_boost": [(1, 4.0)],
+    }
 
 
 def test_counts_and_time_are_summed_by_stage_and_evaluation_is_not_data() -> None:
@@ -93,11 +97,15 @@ def test_a_training_is_told_with_its_data_and_what_was_sampled_for_it() -> None:
         {"phase": "train", "stage": "rejection_sampling-1", **done},
         {"phase": "eval", "model": "rejection_sampling-1", "stage": "x", "tokens": 99},
         {"phase": "collect", "stage": "iteration-2", "tokens": 1},
+        {"phase": "relabel_boost", "stage": "iteration-2", "examples": 3, "data_tokens": 90},
+        {"phase": "relabel", "stage": "iteration-2", "examples": 9, "data_tokens": 800},
+        {"phase": "train_boost", "stage": "iteration-2", **done},
         {"phase": "train", "stage": "iteration-2", "step": 1, "loss": 0.4},
     ]
     found = trainings(records)
     assert found == {
         "warm-start": Training(None, 40, None, 900, 300, 0.5),
+        "iteration-2/train_boost": Training(None, 3, 90, 900, 300, 0.5),
         "rejection_sampling-1": Training(750, 7, 200, 900, 300, 0.5),
     }
     assert found["rejection_sampling-1"].epochs == 4.5

@@ -12,6 +12,8 @@ from rise_ray.cli import main as cli
 from rise_ray.config.loading import dump_decisive
 from rise_ray.errors import DataError, StoreError
 from rise_ray.mdp import Example, Place, Provenance, Span
+from rise_ray.relabel.examples import relabel
+from rise_ray.relabel.rule import RuleContext
 from rise_ray.run.journal import Run
 from rise_ray.run.lineage import (
     RunRecord,
@@ -22,6 +24,9 @@ from rise_ray.run.lineage import (
     trace,
     training_rows,
 )
+from rise_ray.run.plans import of_kind
+from rise_ray.run.specs import Rows
+from rise_ray.run.tracks import stages_of
 from rise_ray.store.examples import write_example_parts
 from rise_ray.store.parquet import sha256
 from rise_ray.store.trajectories import TrajectoryStore
@@ -123,6 +128,26 @@ def test_a_demonstration_has_no_trajectory_and_no_weights(tmp_path: Path) -> Non
     assert (line["problem"], line["source"], line["stage"]) == ("p7", "demonstration", "warm-start")
     nothing = ("trajectory", "checkpoint", "verdict", "text", "reward")
     assert [line[key] for key in nothing] == [None] * 5
+
+
+def test_a_further_training_set_of_an_iteration_is_found_and_leads_back_likewise(
+    tmp_path: Path,
+) -> None:
+    config = hand_made.config_of(str(tmp_path), "recipe.boost={}")
+    run = Run(config, resume=False)
+    place = Place("iteration", 1, "collect")
+    hand_made.roll(run, str(place), place)
+    rolled = list(run.trajectories.read(place))
+    for rows in of_kind(Rows, stages_of(config))[:2]:
+        examples = relabel(rolled, rows.rule, 100, RuleContext(0)).examples
+        write_example_parts(run.folder / "examples" / rows.name, examples, 0)
+        run.stage(rows.key, lambda: {"seconds": 1.0})
+    record = open_run(run.folder)
+    lines = problem_lineage(record, "p3")
+    assert {line["stage"] for line in lines} == {"iteration-1", "iteration-1-relabel_boost"}
+    both = example_lineage(record, "demo/iteration=1/collect/p3/0/turn=0/candidate=0")
+    assert {line["rule"] for line in both} == {"best_of_n", "rejection_sampling"}
+    assert {line["text"] for line in both} == {"it is 7"}
 
 
 def test_what_is_lost_is_an_error_and_not_a_shorter_answer(tmp_path: Path) -> None:

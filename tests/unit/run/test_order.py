@@ -60,6 +60,17 @@ def test_what_starts_from_the_last_weights_or_from_a_warm_start_needs_them() -> 
     assert of("iteration-1/train", warm) == {"iteration-1/relabel", "warm-start/train"}
 
 
+def test_of_two_trainings_the_second_needs_the_first_and_a_budget_is_that_of_both() -> None:
+    boost = "recipe.boost={}"
+    assert of("iteration-2/relabel_boost", boost) == {"iteration-1/collect", "iteration-2/collect"}
+    assert of("iteration-2/train_boost", boost) == {"iteration-2/relabel_boost"}
+    assert of("iteration-2/train", boost) == {"iteration-2/relabel", "iteration-2/train_boost"}
+    assert of("iteration-2/eval", boost) == {"iteration-2/train"}
+    assert of("rejection_sampling-2/train", boost) == {
+        *("rejection_sampling-2/relabel", "iteration-2/train_boost", "iteration-2/train")
+    }
+
+
 def test_the_report_needs_all() -> None:
     stages = declared()
     assert of("run/report") == {spec.key for spec in stages[:-1]}

@@ -32,6 +32,14 @@ def test_states_last_keeps_the_attempts_before_and_relabels_the_last() -> None:
     assert _improved(trajectory, states="last") == ([(0, -1), (1, -1), (2, 1)], {})
 
 
+def test_without_tau_all_that_is_chosen_weighs_alike() -> None:
+    trajectory = rolled("6 | 5 7", "5 | 4 3")
+    alike = Improved(tau=None, centering="problem")
+    rows = list(alike.rows(trajectory, RuleContext(0), Counter()))
+    assert [row.spans[0].weight for row in rows] == [1.0, 1.0]
+    assert not alike.needs_tally  # nothing is centred
+
+
 @pytest.mark.parametrize(
     ("name", "chosen", "filtered"),
     [

@@ -58,6 +58,17 @@ def test_degenerate_answers_are_dropped_where_asked() -> None:
     assert _chosen(trajectory, drop_degenerate=False) == [-1]
 
 
+def test_what_was_right_at_any_turn_becomes_an_answer_to_the_bare_problem() -> None:
+    trajectory = rolled("6 | 7 5", "7- | 7 7+", "6 | 7+")
+    rows, _ = _rows(trajectory, turns="all", answers=None)
+    found = [(row.turn, row.candidate) for row in rows]
+    assert found[0] == (1, 1)  # says so of itself
+    assert set(found) == {(0, 0), (1, -1), (1, 1)}
+    assert {row.input_ids for row in rows} == {(*PROMPT, *a) for a in (b"7", b"7-", b"7+")}
+    assert all(row.spans == (Span(2, len(row.input_ids), 1.0),) for row in rows)
+    assert _chosen(trajectory, answers=None) == [0]  # of the first turn alone
+
+
 @pytest.mark.parametrize("attempt", ["6", "~6"])
 def test_a_chat_is_a_row_of_independent_answers_with_loss_on_each(attempt: str) -> None:
     trajectory = rolled(f"{attempt} | 7- 7+")
