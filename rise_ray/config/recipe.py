@@ -19,6 +19,7 @@ DEFAULT = "rise"
 BUILT_IN = {
     "rise": "rise_ray.recipes.rise:Rise",
     "rejection_sampling": "rise_ray.recipes.rejection_sampling:RejectionSampling",
+    "variant": "rise_ray.recipes.variant:Variant",
 }
 
 

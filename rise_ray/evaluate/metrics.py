@@ -130,6 +130,13 @@ def sequential_scores(attempts: Sequence[Attempt], turns: int) -> dict[str, Scor
         scores[f"acc@t{turn}"] = (right[turn - 1], 1)
     if turns > 1:
         scores |= _transition_scores(attempts, right)
+    scores["false_claims"] = _share(
+        [
+            v.claims_correct
+            for v in verdicts
+            if v.outcome is Outcome.INCORRECT and v.claims_correct is not None
+        ]
+    )
     scores["unparseable"] = _share([v.outcome is Outcome.UNPARSEABLE for v in verdicts])
     scores["truncated"] = _share([a.finish_reason is FinishReason.LENGTH for a in attempts])
     for turn in range(1, turns + 1):
@@ -154,6 +161,11 @@ def _transition_scores(attempts: Sequence[Attempt], right: Sequence[bool]) -> di
     # A turn that was not taken is no answer to fix or keep, but it is how the one before ended.
     steps = list(pairwise(right))[: len(attempts)]
     answers = [a.verdict.answer for a in attempts if a.verdict.outcome is not Outcome.UNPARSEABLE]
+    wrong_again = [
+        a.verdict.answer == b.verdict.answer
+        for a, b in pairwise(attempts)
+        if a.verdict.outcome is Outcome.INCORRECT
+    ]
     both_readable = [
         a.verdict.answer != b.verdict.answer
         for a, b in pairwise(attempts)
@@ -168,6 +180,7 @@ def _transition_scores(attempts: Sequence[Attempt], right: Sequence[bool]) -> di
         f"fix_rate{ends}": (not first and last, not first),
         f"keep_rate{ends}": (first and last, first),
         "changed": _share(both_readable),
+        "repeats_wrong": _share(wrong_again),
         "unique": (len(set(answers)), len(answers)),
     }
 

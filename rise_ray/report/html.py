@@ -35,6 +35,8 @@ _BEHAVIOUR = {
     "fix_rate(t1,t{K})": "wrong first answers right at turn {K}",
     "keep_rate(t1,t{K})": "right first answers right at turn {K}",
     "changed": "answers that differ from the turn before",
+    "repeats_wrong": "wrong answers given again one turn later",
+    "false_claims": "wrong answers that their own response calls right",
     "unique": "different answers among a run's readable answers",
     "unparseable": "responses without a readable answer",
     "truncated": "responses cut at the token limit",

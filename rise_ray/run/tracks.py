@@ -144,7 +144,7 @@ def stages_of(config: RunConfig) -> list[Spec]:
 
     Raises:
         ConfigError: two stages of the recipes have the same name, or the run's own recipe takes
-            the budget of another.
+            the budget of another, or rows are made of what no earlier stage rolls.
     """
     declared: dict[str, Spec] = {}
 
@@ -159,6 +159,12 @@ def stages_of(config: RunConfig) -> list[Spec]:
                 f"`recipe`: nothing says how many responses {spec.key} samples: on its own, a "
                 "recipe cannot take the budget of another"
             )
+        for place in spec.sources if isinstance(spec, Rows) else ():
+            if str(place) not in declared:
+                raise ConfigError(
+                    f"`recipe`, `controls`: {spec.key} is made of {place}, which no stage before "
+                    "it rolls"
+                )
         declared[spec.key] = spec
 
     execute(config, declare)

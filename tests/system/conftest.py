@@ -34,7 +34,7 @@ from rise_ray.run.stages import Stages
 from rise_ray.store.files import Folder
 from rise_ray.tasks.countdown import Countdown
 from rise_ray.verify.actor import VerifierHandle, start_verifiers
-from tests.system.miniature import JOB, SETTINGS
+from tests.system.miniature import JOB, WHOLE
 from tests.system.processes import descendants, wait_gone
 
 MakePool = Callable[..., RolloutPool]
@@ -190,8 +190,8 @@ def make_version(iteration: int, folder: Path) -> WeightVersion:
 
 @pytest.fixture(scope="session")
 def miniature_run(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run of two iterations with the control, by the driver in this process."""
-    config = load_config(JOB, [*SETTINGS, f"storage={tmp_path_factory.mktemp('runs')}"])
+    """A finished run of two iterations with its controls, by the driver in this process."""
+    config = load_config(JOB, [*WHOLE, f"storage={tmp_path_factory.mktemp('runs')}"])
     run = Run(config, resume=False)
     with Stages(run, Console()) as stages:
         stages.do_all()

@@ -11,13 +11,14 @@ REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "jobs" / "quickstart.yaml"
 PROBLEMS, TURNS, CANDIDATES, ITERATIONS = 24, 2, 2, 2
 EVAL_PROBLEMS, EVAL_TURNS, EVAL_PARALLEL = 8, 3, 3
-CONTROL = "rejection_sampling"
+CONTROL, VARIANT = "rejection_sampling", "boosted"
 BASE_EVAL, COLLECT = Place("iteration", 0, "eval"), Place("iteration", 1, "collect")
 MODELS = {
     "base": BASE_EVAL,
     "iteration-1": Place("iteration", 1, "eval"),
     "iteration-2": Place("iteration", 2, "eval"),
     f"{CONTROL}-2": Place(CONTROL, 2, "eval"),
+    f"{VARIANT}-2": Place(VARIANT, 2, "eval"),
 }
 SETTINGS = [
     "name=miniature",
@@ -40,6 +41,12 @@ SETTINGS = [
     "evaluation.bootstrap=100",
     "ray.num_cpus=4",
     "ray.object_store_mib=200",
+]
+# A second line of weights of the whole run alone: two trainings, on what the first has rolled.
+WHOLE = [
+    *SETTINGS,
+    "controls=[{name: rejection_sampling, epochs: equal_tokens}, {name: variant, track: "
+    f"{VARIANT}, rule: {{name: revision, tau: null}}, boost: {{epochs: 1, lr: 2.0e-3}}}}]",
 ]
 
 

@@ -30,8 +30,9 @@ from tests.system.miniature import (
     JOB,
     MODELS,
     PROBLEMS,
-    SETTINGS,
     TURNS,
+    VARIANT,
+    WHOLE,
     places,
     responses,
 )
@@ -51,10 +52,15 @@ STAGES = [
     "iteration-2/eval",
     *(f"{CONTROL}-{n}/{phase}" for n in (1, 2) for phase in ("collect", "relabel", "train")),
     f"{CONTROL}-2/eval",
+    *(f"{VARIANT}-2/{p}" for p in ("relabel_boost", "train_boost", "relabel", "train", "eval")),
     "run/report",
 ]
-SETS = ["iteration-1", "iteration-2", f"{CONTROL}-1", f"{CONTROL}-2"]
-CHECKPOINTS = [name.replace("-", "=") for name in SETS]
+ITERATIONS = ["iteration-1", "iteration-2", f"{CONTROL}-1", f"{CONTROL}-2"]
+SETS = [f"{VARIANT}-2", f"{VARIANT}-2-relabel_boost", *ITERATIONS]
+CHECKPOINTS = [
+    *(f"{VARIANT}=2", f"{VARIANT}=2-train_boost"),
+    *(name.replace("-", "=") for name in ITERATIONS),
+]
 
 
 def test_the_run_folder_has_the_promised_layout(miniature_run: Run) -> None:
@@ -140,6 +146,20 @@ def test_every_example_is_a_stored_response_in_a_stored_state(miniature_run: Run
         assert {e.provenance.place for e in examples} == set(sources)  # pooled
         if track == CONTROL:
             assert {e.provenance.reward for e in examples} == {1.0}
+
+
+def test_a_variant_trains_twice_on_what_the_method_has_rolled(miniature_run: Run) -> None:
+    record = open_run(miniature_run.folder)
+    rows = [row for row in training_rows(record) if row.stage.startswith(VARIANT)]
+    collected = {Place("iteration", n, "collect") for n in (1, 2)}
+    assert {row.example.provenance.place for row in rows} == collected
+    prompts = {t.prompt_ids for p in collected for t in miniature_run.trajectories.read(p)}
+    boost = [row.example for row in rows if row.stage == f"{VARIANT}-2-relabel_boost"]
+    assert {e.input_ids[: e.spans[0].start] for e in boost} <= prompts
+    assert any(e.provenance.turn > 0 for e in boost)  # right at the second turn
+    stages = miniature_run.stages
+    first, second = (stages[f"{VARIANT}-2/{phase}"] for phase in ("train_boost", "train"))
+    assert 0 < first["tokens"] < second["tokens"]
 
 
 def test_every_training_row_leads_to_its_stored_response_and_back(miniature_run: Run) -> None:
@@ -234,7 +254,7 @@ def test_a_finished_run_shows_its_results_again_and_changes_nothing(
     folder = miniature_run.folder
     before = {name: folder.read(name) for name in folder.names()}
     storage = f"storage={miniature_run.config.storage}"
-    assert main(["run", str(JOB), *SETTINGS, storage]) == 0
+    assert main(["run", str(JOB), *WHOLE, storage]) == 0
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("iteration-2", CONTROL, "m1@t3", "report.html"))
     assert {name: folder.read(name) for name in folder.names()} == before
@@ -245,6 +265,6 @@ def test_another_config_does_not_touch_the_folder(
 ) -> None:
     storage = f"storage={miniature_run.config.storage}"
     before = miniature_run.folder.read("state.json")
-    assert main(["run", str(JOB), *SETTINGS, storage, "train.lr=0.5"]) == 1
+    assert main(["run", str(JOB), *WHOLE, storage, "train.lr=0.5"]) == 1
     assert "holds another run" in capsys.readouterr().err
     assert miniature_run.folder.read("state.json") == before

@@ -1,7 +1,8 @@
 """Small evaluation trajectories from a shorthand, so that tests read like the table they check.
 
 An answer is `7` (right if it is the reference), `?` (no readable answer), `!` (the check failed),
-`_` (no answer, so not checked); a `~` before it means truncated.
+`_` (no answer, so not checked); a `~` before it means truncated, `+` or `-` after it is its own
+opinion of its answer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rise_ray.mdp import (
 )
 
 REFERENCE = "7"
+_CLAIMS = {"+": True, "-": False}
 
 
 def verdict(answer: str) -> Verdict:
@@ -29,8 +31,9 @@ def verdict(answer: str) -> Verdict:
         return Verdict(Outcome.PARTIAL, None, "was not to be checked")
     if answer == "?":
         return Verdict(Outcome.UNPARSEABLE, None, "no box")
+    claims, answer = _CLAIMS.get(answer[-1]), answer.rstrip("+-")
     outcome = Outcome.CORRECT if answer == REFERENCE else Outcome.INCORRECT
-    return Verdict(outcome, answer, "compared")
+    return Verdict(outcome, answer, "compared", claims)
 
 
 def verdicts(answers: str) -> list[Verdict]:

@@ -54,6 +54,7 @@ FOUR = [
         ("fix_rate(t1,t3)", 2 / 3),
         ("keep_rate(t1,t3)", 0 / 1),
         ("changed", 3 / 7),  # a1-2, b2-3, c2-3 of 7 readable pairs
+        ("repeats_wrong", 1 / 3),  # wrong and readable before a turn: a1, c1, c2; again: c1
         ("unique", 7 / 11),  # a 2/3, b 2/3, c 2/3, d 1/2
         ("unparseable", 1 / 12),
         ("truncated", 1 / 12),
@@ -70,9 +71,19 @@ def test_the_table_above_names_every_kind_of_metric() -> None:
     assert set(run(FOUR).metrics) == {
         *("m1@t1", "m1@t2", "m1@t3", "m2@t1", "m3@t1", "p1@t3", "pass@3"),
         *("acc@t1", "acc@t2", "acc@t3", "delta(t1,t3)", "i->c", "c->i", "fix_rate", "keep_rate"),
-        *("fix_rate(t1,t3)", "keep_rate(t1,t3)", "changed", "unique", "unparseable", "truncated"),
+        *("fix_rate(t1,t3)", "keep_rate(t1,t3)", "changed", "repeats_wrong", "unique"),
+        *("false_claims", "unparseable", "truncated"),
         *("tokens@t1", "tokens@t2", "tokens@t3", "tokens_parallel"),
     }
+
+
+def test_a_false_claim_is_a_wrong_answer_that_calls_itself_right() -> None:
+    said = [
+        trajectory("5+ 5- 7+", "7 7 7", problem="a"),
+        trajectory("5+ ? 6", "7 7 7", problem="b"),  # unreadable, and one that says nothing
+    ]
+    assert value(run(said), "false_claims") == pytest.approx(2 / 3)
+    assert value(run(FOUR), "false_claims") is None
 
 
 def test_samples_of_a_problem_are_averaged_before_problems_are() -> None:
@@ -140,7 +151,7 @@ def test_a_rate_without_a_single_case_is_missing_and_not_zero() -> None:
 def test_one_turn_and_one_parallel_answer_have_no_transitions_and_no_votes() -> None:
     result = run([trajectory("7", "5")], turns=1, parallel=1)
     assert set(result.metrics) == {
-        *("m1@t1", "p1@t1", "pass@1", "acc@t1", "unparseable", "truncated"),
+        *("m1@t1", "p1@t1", "pass@1", "acc@t1", "false_claims", "unparseable", "truncated"),
         *("tokens@t1", "tokens_parallel"),
     }
 

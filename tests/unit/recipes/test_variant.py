@@ -1,0 +1,45 @@
+"""A variant trains again on what another track has rolled."""
+
+from __future__ import annotations
+
+import pytest
+
+from rise_ray.errors import ConfigError
+from rise_ray.mdp import Place
+from rise_ray.recipes.rise import Boost
+from rise_ray.recipes.variant import Variant
+from rise_ray.relabel.rules.improved import Improved
+from rise_ray.relabel.rules.right_answers import RightAnswers
+from rise_ray.run.plans import of_kind
+from rise_ray.run.specs import BASE, Evaluate, Rows, Train
+from tests.unit.recipes.declared import declared, declared_by_control
+
+COLLECTED = (Place("iteration", 1, "collect"), Place("iteration", 2, "collect"))
+PLAIN = Variant(track="again", rule=Improved(tau=None), epochs=3, lr=5e-4)
+
+
+def test_it_rolls_nothing_but_its_evaluation_and_trains_once_from_the_base() -> None:
+    stages = declared_by_control(PLAIN)
+    assert [s.key for s in stages] == [f"again-2/{p}" for p in ("relabel", "train", "eval")]
+    (rows,), (training,) = of_kind(Rows, stages), of_kind(Train, stages)
+    assert (rows.rule, rows.sources) == (PLAIN.rule, COLLECTED)
+    assert (training.start, training.epochs, training.lr) == (BASE, 3, 5e-4)
+    assert of_kind(Evaluate, stages)[0].weights == training.weights
+
+
+def test_it_may_be_boosted_like_rise() -> None:
+    stages = declared_by_control(PLAIN.model_copy(update={"boost": Boost(answers=2)}))
+    boost, training = of_kind(Train, stages)
+    assert training.start == boost.weights
+    assert of_kind(Rows, stages)[0].rule == RightAnswers(answers=2, turns="all")
+
+
+def test_what_it_trains_on_has_to_be_rolled_before() -> None:
+    nobody = PLAIN.model_copy(update={"of": "nobody"})
+    with pytest.raises(ConfigError, match="again-2/relabel is made of nobody-1/collect, which no"):
+        declared_by_control(nobody)
+
+
+def test_it_is_no_recipe_of_a_run() -> None:
+    with pytest.raises(ConfigError, match="a `variant` is a control"):
+        declared(PLAIN)
