@@ -185,6 +185,7 @@ def test_packed_zero3_steps_of_two_workers_equal_plain_single_process_steps(
     check_folder(job)
 
 
+@pytest.mark.slow
 def test_the_same_ranks_train_again_and_one_that_was_lost_meanwhile_is_replaced(
     tmp_path: Path,
     trained: Trained,

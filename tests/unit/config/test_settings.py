@@ -26,7 +26,7 @@ from rise_ray.config.recipe import RecipeConfig
 from rise_ray.config.settings import RunConfig, Settings
 from rise_ray.errors import ConfigError
 
-JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
+JOBS = sorted((Path(__file__).parents[3] / "jobs").rglob("*.yaml"))
 MINIMAL = "{name: d, task: {name: countdown}, model: {path: m}, recipe: {name: rise}}"
 LIGHT = (
     "cli.main",

@@ -20,6 +20,7 @@ from tests.unit.verify.harness import DEADLINE_S, PROBLEM, checking
 from tests.unit.verify.hostile_answers import CORPUS, WORTH_72
 
 TASKS = ("gsm8k", "math", "countdown")
+SLOW_MATH, SLOW_GSM8K = (pytest.param(n, marks=pytest.mark.slow) for n in ("math", "gsm8k"))
 COUNTDOWN = replace(PROBLEM, task="countdown", data={"numbers": [5, 6, 9], "target": 21})
 RIGHT = {
     "gsm8k": r"so \boxed{72}",
@@ -69,9 +70,7 @@ class PeakMemory:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "task", ["countdown", "math", pytest.param("gsm8k", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("task", ["countdown", SLOW_MATH, SLOW_GSM8K])
 def test_every_hostile_answer_has_a_verdict_with_its_reason_in_time_and_memory(
     task: str, checkers: dict[str, Checker]
 ) -> None:
@@ -96,7 +95,7 @@ def test_every_hostile_answer_has_a_verdict_with_its_reason_in_time_and_memory(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("task", ["math", pytest.param("gsm8k", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["math", SLOW_GSM8K])
 def test_a_right_answer_that_is_too_deep_to_check_is_never_incorrect(
     task: str, checkers: dict[str, Checker]
 ) -> None:
