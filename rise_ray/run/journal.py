@@ -6,7 +6,8 @@ runs/<name>/
   owner.json                  the driver that works on it now (rise_ray.run.owner)
   metrics.jsonl               every measurement (rise_ray.report.tracking)
   trajectories/  examples/    what was rolled and what it was relabeled to
-  checkpoints/TRACK=N/        Hugging Face folders (iteration=0: the warm start)
+  checkpoints/TRACK=N/        Hugging Face folders (iteration=0: the warm start); of a further
+                              training of the iteration, TRACK=N-train_NAME
   report.html
 """
 
