@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 from rise_ray.config.base import Settings
 from rise_ray.config.recipe import RecipeConfig
 from rise_ray.config.teacher import NoTeacher, TeacherConfig
+from rise_ray.mdp import Place
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.relabel.rules.right_answers import RightAnswers
-from rise_ray.run.specs import Episodes
-from rise_ray.run.tracks import Track
+from rise_ray.run.specs import Episodes, Weights
+from rise_ray.run.tracks import At, Track
 
 
 class Boost(Settings):
@@ -35,9 +36,10 @@ class Boost(Settings):
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; null: `train.lr`."""
 
-    @property
-    def rule(self) -> RightAnswers:
-        return RightAnswers(answers=self.answers, turns="all")
+    def train(self, at: At, tried: Place, start: Weights) -> Weights:
+        """From `start`, on the right answers among what was tried."""
+        right = at.rows(RightAnswers(answers=self.answers, turns="all"), tried, name="boost")
+        return at.train(right, start, self.epochs, self.lr)
 
 
 class Rise(RecipeConfig):
@@ -83,8 +85,7 @@ class Rise(RecipeConfig):
             tried = at.roll("collect", policy, episodes)
             start = track.start(base, policy)
             if self.boost is not None:
-                right = at.rows(self.boost.rule, tried, name="boost")
-                start = at.train(right, start, self.boost.epochs, self.boost.lr)
+                start = self.boost.train(at, tried, start)
             improved = at.rows(self.rule, tried)
             policy = at.train(improved, start)
             at.evaluate(policy)

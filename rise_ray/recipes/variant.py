@@ -35,7 +35,7 @@ class Variant(RecipeConfig):
     of: str = MAIN_TRACK
     """The track whose trajectories it trains on: the run's own, or an earlier control's."""
     phase: str = "collect"
-    """In which that track rolled them."""
+    """In which that track rolled them; a recipe of your own may call it otherwise."""
     rule: Annotated[Improved | Revision | RightAnswers, Field(discriminator="name")]
     """Which responses are trained on, with what weights."""
     boost: Boost | None = None
@@ -54,6 +54,5 @@ class Variant(RecipeConfig):
                 rolled = Place(self.of, at.iteration, self.phase)
                 start = track.base()
                 if self.boost is not None:
-                    right = at.rows(self.boost.rule, rolled, name="boost")
-                    start = at.train(right, start, self.boost.epochs, self.boost.lr)
+                    start = self.boost.train(at, rolled, start)
                 at.evaluate(at.train(at.rows(self.rule, rolled), start, self.epochs, self.lr))

@@ -46,7 +46,7 @@ SETTINGS = [
 WHOLE = [
     *SETTINGS,
     "controls=[{name: rejection_sampling, epochs: equal_tokens}, {name: variant, track: "
-    f"{VARIANT}, rule: {{name: revision, tau: null}}, boost: {{epochs: 1, lr: 2.0e-3}}}}]",
+    f"{VARIANT}, rule: {{name: revision, tau: null}}, boost: {{epochs: 2, lr: 2.0e-3}}}}]",
 ]
 
 

@@ -157,9 +157,12 @@ def test_a_variant_trains_twice_on_what_the_method_has_rolled(miniature_run: Run
     boost = [row.example for row in rows if row.stage == f"{VARIANT}-2-relabel_boost"]
     assert {e.input_ids[: e.spans[0].start] for e in boost} <= prompts
     assert any(e.provenance.turn > 0 for e in boost)  # right at the second turn
-    stages = miniature_run.stages
-    first, second = (stages[f"{VARIANT}-2/{phase}"] for phase in ("train_boost", "train"))
-    assert 0 < first["tokens"] < second["tokens"]
+    stage = {p: miniature_run.stages[f"{VARIANT}-2/{p}"] for p in ("relabel_boost", "train_boost")}
+    assert stage["train_boost"]["tokens"] == 2 * stage["relabel_boost"]["data_tokens"]  # epochs
+    records = [json.loads(x) for x in miniature_run.folder.read("metrics.jsonl").splitlines()]
+    last_lr = {r["phase"]: r["lr"] for r in records if r["stage"] == f"{VARIANT}-2" and "lr" in r}
+    ends = {"train_boost": 2e-4, "train": 1e-4}  # a tenth of its own, and of `train.lr`
+    assert last_lr == {phase: pytest.approx(lr) for phase, lr in ends.items()}
 
 
 def test_every_training_row_leads_to_its_stored_response_and_back(miniature_run: Run) -> None:

@@ -35,9 +35,13 @@ def test_it_may_be_boosted_like_rise() -> None:
 
 
 def test_what_it_trains_on_has_to_be_rolled_before() -> None:
-    nobody = PLAIN.model_copy(update={"of": "nobody"})
-    with pytest.raises(ConfigError, match="again-2/relabel is made of nobody-1/collect, which no"):
-        declared_by_control(nobody)
+    for elsewhere, place in (
+        ({"of": "nobody"}, "nobody-1/collect"),
+        ({"phase": "ask"}, "on-1/ask"),
+    ):
+        wrong = PLAIN.model_copy(update=elsewhere)
+        with pytest.raises(ConfigError, match=f"again-2/relabel is made of .*{place}, which no"):
+            declared_by_control(wrong)
 
 
 def test_it_is_no_recipe_of_a_run() -> None:
