@@ -33,10 +33,10 @@ def estimate(
         lines.append(("warm start", f"{config.warm_start.examples:,} demonstrations"))
         lines.append(("  one step", _step(config.warm_start.train)))
     if config.iterations:
-        controls = "".join(f", and as many of {control.name}" for control in config.controls)
+        tracks = ", ".join(control.track or control.name for control in config.controls)
         iterations = (
             f"{config.iterations} of {config.recipe.name}, each from the {config.start_from} model "
-            f"on {config.data} data{controls}"
+            f"on {config.data} data{tracks and f'; beside it {tracks}'}"
         )
         lines.append(("iterations", iterations))
         first = [roll for roll in of_kind(Roll, stages) if roll.place.iteration == 1]

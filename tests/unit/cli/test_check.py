@@ -98,6 +98,12 @@ def test_a_good_config_passes_and_nothing_is_made(
     assert "CPU at the same time at least" in printed
 
 
+def test_controls_are_named_by_their_tracks(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    variant = "{name: variant, track: again, rule: {name: improved}}"
+    assert check(make(f"controls=[{{name: rejection_sampling}}, {variant}]"))
+    assert "on pooled data; beside it rejection_sampling, again\n" in capsys.readouterr().out
+
+
 def test_the_longest_state_counts_every_turn_that_is_shown(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
