@@ -49,17 +49,12 @@ format: install ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Tests never reach for the network. One OpenMP thread for each process: the tests run several at once, and
-# threads that outnumber the cores spin (Ray would set this from num_cpus; the tests' drivers need it too).
-test test-all: export HF_HUB_OFFLINE := 1
-test test-all: export WANDB_MODE := offline
-test test-all: export OMP_NUM_THREADS := 1
-
 # Each process of pytest has a Ray of its own; see tests/README.md. System tests come first, since they
-# are long, and unit tests fill what is left.
-PROCESSES ?= 2
+# are long, and unit tests fill what is left. Slow tests often wait, for deadlines and for what they killed.
+test: PROCESSES ?= 2
+test-all: PROCESSES ?= 3
 # One that ends by itself is not replaced: pytest-xdist would wait for ever (pytest-dev/pytest-xdist#1378).
-PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES) --max-worker-restart 0
+PYTEST = $(BIN)/pytest --numprocesses $(PROCESSES) --max-worker-restart 0
 
 test: install lint ## lint, then the unit and system tests that are not slow
 	$(PYTEST) tests/system tests/unit -m "not slow and not gpu"

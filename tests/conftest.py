@@ -18,6 +18,10 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+# Tests never reach for the network. One OpenMP thread for each process: the tests run several at
+# once, and threads that outnumber the cores spin (Ray sets this for its workers, not for drivers).
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rise_ray.cluster.cleanup import temporary_files, temporary_folder
+from rise_ray.cluster.imports import uncollected
 from rise_ray.config.settings import ModelConfig, WorkersConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import FinishReason
@@ -56,15 +57,16 @@ class Engine:
         for key, value in (_ENVIRONMENT | sockets).items():
             os.environ.setdefault(key, value)
         os.environ.update(workers.env)
-        if not workers.num_gpus and workers.vllm.get("enforce_eager"):
-            # Or vLLM's first probe compiles a sum of comparisons, in 4 s, in each of its processes.
-            off = os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-            import torch._dynamo
+        with uncollected():
+            if not workers.num_gpus and workers.vllm.get("enforce_eager"):
+                # Or vLLM's first probe compiles a sum of comparisons, in 4 s, in each process.
+                off = os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+                import torch._dynamo
 
-            torch._dynamo.config.disable = off == "1"
-        from vllm import EngineArgs
-        from vllm.config import WeightTransferConfig
-        from vllm.v1.engine.llm_engine import LLMEngine
+                torch._dynamo.config.disable = off == "1"
+            from vllm import EngineArgs
+            from vllm.config import WeightTransferConfig
+            from vllm.v1.engine.llm_engine import LLMEngine
 
         settings: dict[str, Any] = {
             "model": path,

@@ -14,6 +14,7 @@ import ray
 
 from rise_ray.cluster.connection import this_node
 from rise_ray.cluster.deadline import SideProcess
+from rise_ray.cluster.imports import uncollected
 from rise_ray.config.settings import ModelConfig, ReferenceConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.feedback.teacher import Spending, Student, Teacher, make_teacher
@@ -204,7 +205,8 @@ class Actors:
     @cached_property
     def ranks(self) -> Ranks:
         """Those that stay between trainings."""
-        from rise_ray.train.ray_train import Ranks
+        with uncollected():
+            from rise_ray.train.ray_train import Ranks
 
         return Ranks()
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from rise_ray.cluster.imports import uncollected
 from rise_ray.config.settings import ReferenceConfig
 from rise_ray.errors import ModelError, SyncError
 from rise_ray.models.locate import locate_model
@@ -254,9 +255,10 @@ def reference_logprobs(
     Raises:
         ModelError: the model cannot be loaded.
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    with uncollected():
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(

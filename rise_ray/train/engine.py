@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rise_ray.cluster.imports import uncollected
 from rise_ray.errors import StoreError
 from rise_ray.models.locate import locate_model, resolve_dtype
 from rise_ray.train.job import STATE_VERSION, TrainJob
@@ -24,9 +25,10 @@ def start_engine(
     job: TrainJob, deepspeed_config: dict[str, Any], plan: PackingPlan
 ) -> tuple[Any, Any]:
     """The model under DeepSpeed, and an object that has to live as long as it."""
-    import deepspeed
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+    with uncollected():
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+        from transformers.integrations import HfDeepSpeedConfig
 
     config = job.config
     take_over_process_group()  # from_pretrained needs it

@@ -21,7 +21,6 @@ from rise_ray.errors import ClusterError
 from rise_ray.mdp import Place
 from rise_ray.relabel.job import RelabelResult, write_relabeled
 from rise_ray.relabel.rules.improved import Improved
-from rise_ray.relabel.rules.revision import Revision
 from rise_ray.report.console import Console
 from rise_ray.report.tracking import TrackerHandle
 from rise_ray.run.journal import Run
@@ -33,6 +32,9 @@ from rise_ray.sync.parity import make_reference
 from tests.system.miniature import COLLECT, JOB, SETTINGS
 from tests.system.processes import losing, named, wait_gone
 from tests.unit.relabel.builders import rolled
+
+PARTS = 11
+"""So many stream through Ray Data."""
 
 
 @pytest.fixture
@@ -57,16 +59,20 @@ def test_a_relabeling_that_no_node_has_room_for_is_told_in_time(tmp_path: Path) 
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_a_relabeling_whose_process_dies_is_done_again_and_the_process_stays(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By Ray Data and by one process the rows are the same, also of problems' means over parts."""
     process = relabeler()
     with losing("ray::write_relabeled.do", signal.SIGKILL):
         struck = process.do("relabeling", 120.0, *work(tmp_path / "struck"))
     started = named("ray::write_relabeled")
-    assert process.do("relabeling", 120.0, *work(tmp_path / "whole")) == struck
+    few = process.do("relabeling", 120.0, *work(tmp_path / "few", parts=2))
     assert named("ray::write_relabeled") == started
     process.close()
     assert wait_gone(started) == []
+    assert (few.manifest.examples, struck.manifest.examples) == (2 * 5, PARTS * 5)
+    monkeypatch.setattr("rise_ray.relabel.job._PARTS_IN_PROCESS", PARTS)
+    assert write_relabeled(*work(tmp_path / "whole")) == struck
 
 
 @pytest.mark.usefixtures("ray_runtime")
@@ -85,38 +91,17 @@ def relabeler() -> SideProcess[RelabelResult]:
     return SideProcess(write_relabeled, num_cpus=0)
 
 
-def work(folder: Path) -> tuple[Any, ...]:
-    """A stage's, of so many parts that they stream through Ray Data."""
-    return (*many_parts(folder), Revision(), 64, 0, Folder(str(folder / "examples")))
-
-
-def many_parts(folder: Path) -> tuple[TrajectoryStore, dict[Place, str]]:
-    """The same five problems in each of eleven iterations, whose places are a part each."""
+def work(folder: Path, parts: int = PARTS) -> tuple[Any, ...]:
+    """A stage's: the same five problems in each iteration, whose place is a part."""
     store, sealed = TrajectoryStore(Folder(str(folder / "trajectories"))), {}
-    for n in range(1, 12):
+    for n in range(1, parts + 1):
         place = Place("iteration", n, "collect")
         right = "7" if n % 3 else "4"
         rows = [rolled(f"{n} | 7 {right}", problem=f"p{p}", place=place) for p in range(5)]
         store.write(place, rows)
         sealed[place] = store.seal(place)
-    return store, sealed
-
-
-@pytest.mark.usefixtures("ray_runtime")
-def test_many_parts_by_ray_data_are_what_they_are_in_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The problems' means, too, are over all parts."""
-    store, sealed = many_parts(tmp_path)
     rule = Improved(centering="problem", drop_duplicates=False)
-
-    def examples(name: str) -> RelabelResult:
-        return write_relabeled(store, sealed, rule, 64, 0, Folder(str(tmp_path / name)))
-
-    by_ray_data = examples("by-ray-data")
-    monkeypatch.setattr("rise_ray.relabel.job._PARTS_IN_PROCESS", len(sealed))
-    assert examples("in-process") == by_ray_data
-    assert by_ray_data.manifest.examples == 11 * 5
+    return store, sealed, rule, 64, 0, Folder(str(folder / "examples"))
 
 
 @pytest.mark.usefixtures("no_cpu")

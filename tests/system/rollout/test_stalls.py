@@ -66,42 +66,43 @@ def freeze(worker: RolloutWorker) -> None:
     worker._engine.llm.engine_core.engine_core.pause_scheduler()  # type: ignore[attr-defined]
 
 
-def test_an_engine_that_answers_but_makes_no_tokens_is_replaced(
-    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+def test_a_slow_engine_is_left_alone_and_one_that_makes_no_tokens_or_hangs_is_replaced(
+    make_pool: MakePool,
+    pair: RolloutPool,
+    other_model: WeightVersion,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pool = make_pool("frozen", episodes_in_flight=16, max_attempts=2, progress_deadline_s=8.0)
-    (worker,) = started_by(pool)
+    """One worker after another, of one pool. The slow one takes many times the deadline in all."""
+    others = workers()
+    pool = make_pool(
+        "alone",
+        episodes_in_flight=16,
+        max_attempts=2,
+        progress_deadline_s=8.0,
+        sync_deadline_s=5.0,
+    )
+    (slow,) = started_by(pool)
+    specs = make_specs(8, **LONG)
+    with slowed(slow, stopped_s=1.2, running_s=0.1):
+        rolled = list(pool.roll(specs))  # every answer brings new tokens
+    assert sampled(rolled) == sampled(pair.roll(specs))
+    assert pool.lost_workers == 0
+
     on_a_worker(pool, freeze)
     specs = make_specs(8)
     rolled = list(pool.roll(specs))
     assert {t.stop_reason for t in rolled} == {StopReason.MAX_TURNS}
     assert sampled(rolled).keys() == ids(specs)
-    assert "frozen-0 is lost with 8 episodes: no new token for 8 s" in caplog.text
+    assert "alone-0 is lost with 8 episodes: no new token for 8 s" in caplog.text
     assert (pool.lost_workers, pool.requeued) == (1, 8)
-    assert wait_gone([worker]) == []
+    assert wait_gone([slow]) == []
 
-
-def test_a_slow_engine_is_left_alone(make_pool: MakePool, pair: RolloutPool) -> None:
-    """It takes many times the deadline in all, but every answer brings new tokens."""
-    pool = make_pool("slow", episodes_in_flight=16, max_attempts=1, progress_deadline_s=6.0)
-    (worker,) = started_by(pool)
-    specs = make_specs(8, **LONG)
-    with slowed(worker, stopped_s=1.2, running_s=0.1):
-        rolled = list(pool.roll(specs))
-    assert sampled(rolled) == sampled(pair.roll(specs))
-    assert pool.lost_workers == 0
-
-
-def test_a_worker_that_hangs_in_a_sync_is_named_and_replaced(
-    make_pool: MakePool, other_model: WeightVersion, caplog: pytest.LogCaptureFixture
-) -> None:
-    pool = make_pool("hung", sync_deadline_s=5.0)
-    (worker,) = started_by(pool)
-    send(worker, signal.SIGSTOP)
+    (hung,) = (worker for worker in workers() if worker not in others)
+    send(hung, signal.SIGSTOP)
     pool.sync(other_model)
-    assert "hung-0 did not take over weight version 2 within 5 s" in caplog.text
+    assert "alone-1 did not take over weight version 2 within 5 s" in caplog.text
     assert versions(pool.roll(make_specs(4))) == {2}
-    assert wait_gone([worker]) == []
+    assert wait_gone([hung]) == []
 
 
 def test_a_worker_that_hangs_before_a_push_is_named_and_not_waited_for(

@@ -36,7 +36,7 @@ def engine(models: dict[str, str]) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tied_engine(models: dict[str, str]) -> Iterator[Any]:
-    """An engine that loaded the tied model `tied-a`."""
+    """An engine that loaded the tied model `tied-a`, for the tests until one has damaged it."""
     yield from _host(models["tied-a"])
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from rise_ray.errors import SyncError
 from rise_ray.sync.buckets import plan_buckets
 from rise_ray.sync.source import Checkpoint
-from tests.system.sync.sync_harness import BUCKET_BYTES, EngineHost, serve
+from tests.system.sync.sync_harness import BUCKET_BYTES, serve
 
 SEQUENCES = tuple(
     tuple(random.Random(seed).choices(range(127), k=length))
@@ -77,27 +77,27 @@ def test_tied_embeddings_reach_the_packed_head(
 
 
 def test_what_does_not_arrive_whole_is_refused_by_name_and_the_engine_stops_answering(
-    models: dict[str, str], tmp_path: Path
+    models: dict[str, str], tied_engine: Any, tmp_path: Path
 ) -> None:
-    """By an engine of its own: nothing brings one back, but each damage is told.
+    """Nothing brings the engine back, but each damage is told; no test uses it after this one.
 
     What never arrives is dropped in `test_pool.py`.
     """
-    engine = EngineHost.remote(models["a"])
-    bucket = plan_buckets(Checkpoint(Path(models["b"])).tensors, BUCKET_BYTES)[1]
-    message = ray.get(engine.sync_corrupted.remote(serve(models["b"], 3)))
+    damaged, tied_b = tied_engine, models["tied-b"]
+    bucket = plan_buckets(Checkpoint(Path(tied_b)).tensors, BUCKET_BYTES)[1]
+    message = ray.get(damaged.sync_corrupted.remote(serve(tied_b, 3)))
     assert "wrong checksum" in message
     assert "version 3" in message
     assert f"`{bucket[0].name}`" in message
     # Without the check, vLLM would compute with an uninitialised key projection.
-    lacking = without(models["b"], "model.layers.1.self_attn.k_proj.weight", tmp_path)
+    lacking = without(tied_b, "model.layers.1.self_attn.k_proj.weight", tmp_path)
     with pytest.raises(SyncError) as raised:
-        ray.get(engine.sync.remote(serve(lacking, 3)))
+        ray.get(damaged.sync.remote(serve(lacking, 3)))
     message = str(raised.value)
-    assert "lacks parameters of the model: `model.layers.1.self_attn.qkv_proj" in message
+    assert "lacks parameters of the model: " in message
+    assert "`model.layers.1.self_attn.qkv_proj" in message
     with pytest.raises(RayTaskError, match=r"weights are mixed: .*wrong checksum"):  # the first
-        ray.get(engine.logprobs.remote(SEQUENCES))
-    ray.kill(engine)
+        ray.get(damaged.logprobs.remote(SEQUENCES))
 
 
 def without(model: str, tensor: str, folder: Path) -> str:

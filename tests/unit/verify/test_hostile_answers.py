@@ -27,7 +27,7 @@ RIGHT = {
     "math": r"so \boxed{72}",
     "countdown": r"\boxed{ ( 6 * 5 ) - 9 }",
 }
-ANSWER_DEADLINE_S = 2.0
+ANSWER_DEADLINE_S = 1.0
 START_S = 6.0  # a killed child's replacement on a busy machine: it imports sympy
 MEMORY_MIB = 768
 
