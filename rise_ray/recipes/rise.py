@@ -15,7 +15,9 @@ from rise_ray.config.base import Settings
 from rise_ray.config.recipe import RecipeConfig
 from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.mdp import Place
+from rise_ray.relabel.rule import Rule
 from rise_ray.relabel.rules.improved import Improved
+from rise_ray.relabel.rules.rehearsed import Rehearsed
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.relabel.rules.right_answers import RightAnswers
 from rise_ray.run.specs import Episodes, Weights
@@ -35,11 +37,21 @@ class Boost(Settings):
     """Passes over them."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; null: `train.lr`."""
+    rehearse: bool = False
+    """Have the improving training see them once more, among its own rows."""
+
+    @property
+    def right_answers(self) -> RightAnswers:
+        return RightAnswers(answers=self.answers, turns="all")
 
     def train(self, at: At, tried: Place, start: Weights) -> Weights:
         """From `start`, on the right answers among what was tried."""
-        right = at.rows(RightAnswers(answers=self.answers, turns="all"), tried, name="boost")
+        right = at.rows(self.right_answers, tried, name="boost")
         return at.train(right, start, self.epochs, self.lr)
+
+    def improving(self, rule: Improved | Revision | RightAnswers) -> Rule:
+        """What the training after it is on, where `rule` alone would be without it."""
+        return Rehearsed(rule=rule, right=self.right_answers) if self.rehearse else rule
 
 
 class Rise(RecipeConfig):
@@ -84,8 +96,8 @@ class Rise(RecipeConfig):
         for at in track.iterations():
             tried = at.roll("collect", policy, episodes)
             start = track.start(base, policy)
+            rule: Rule = self.rule
             if self.boost is not None:
-                start = self.boost.train(at, tried, start)
-            improved = at.rows(self.rule, tried)
-            policy = at.train(improved, start)
+                start, rule = self.boost.train(at, tried, start), self.boost.improving(self.rule)
+            policy = at.train(at.rows(rule, tried), start)
             at.evaluate(policy)

@@ -22,6 +22,7 @@ from rise_ray.config.recipe import RecipeConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import MAIN_TRACK, Place
 from rise_ray.recipes.rise import Boost
+from rise_ray.relabel.rule import Rule
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.relabel.rules.right_answers import RightAnswers
@@ -53,6 +54,8 @@ class Variant(RecipeConfig):
             if at.is_last:
                 rolled = Place(self.of, at.iteration, self.phase)
                 start = track.base()
+                rule: Rule = self.rule
                 if self.boost is not None:
                     start = self.boost.train(at, rolled, start)
-                at.evaluate(at.train(at.rows(self.rule, rolled), start, self.epochs, self.lr))
+                    rule = self.boost.improving(self.rule)
+                at.evaluate(at.train(at.rows(rule, rolled), start, self.epochs, self.lr))

@@ -39,7 +39,8 @@ class Run:
 
     Args:
         resume: go on with an unfinished run of the same config; settings that may change
-            (`rise_ray.config.loading.MAY_CHANGE`) need not be the same.
+            (`rise_ray.config.loading.MAY_CHANGE`) need not be the same, and further controls may
+            follow those that there were, also where the run was finished.
         create: make the folder if it is free; False only looks.
 
     Raises:
@@ -100,9 +101,12 @@ class Run:
         return differences(saved.decode(), self.config)
 
     def write_config(self) -> None:
-        """Write `config.yaml`, and its SHA-256 into the journal."""
-        self.folder.write(CONFIG, self._dump.encode())
+        """Write `config.yaml`, and before it its SHA-256 into the journal.
+
+        A config that the journal does not know would leave nothing to tell another run by.
+        """
         self._save()
+        self.folder.write(CONFIG, self._dump.encode())
 
     def record_teacher_tokens(self, tokens: int) -> None:
         """Journal how many tokens of a teacher's endpoint the whole run has used by now."""
@@ -129,21 +133,21 @@ class Run:
         self.folder.write(STATE, json.dumps(state, indent=1).encode())
 
     def _has_foreign_files(self) -> bool:
-        """Whether a folder without a journal holds more than a run that was stopped at birth."""
-        names = [name for name in self.folder.names() if name != OWNER]
-        return bool(self.folder.folders()) or (
-            bool(names) and (names != [CONFIG] or not self.config_is_whole())
-        )
+        """Whether a folder without a journal, which is a run's first file, holds any other."""
+        return bool(self.folder.folders() or set(self.folder.names()) - {OWNER})
 
     def _reopen(self, resume: bool) -> None:
         state = read_journal(self.folder)
         self._journaled_sha256 = state["config_sha256"]
-        if state["decisive_sha256"] != self._decisive:
+        grown = state["decisive_sha256"] != self._decisive
+        if grown and not self._only_adds_controls():
             raise StoreError(
                 f"{self.folder.uri}: holds another run ({self._first_difference()}); nothing was "
                 "changed; choose another `name`"
             )
         self.stages = state["stages"]
+        if grown:
+            self.stages.pop(LAST_STAGE, None)  # it is to tell of them, too
         self.teacher_tokens = state["teacher_tokens"]
         if not self.finished and not resume:
             raise StoreError(
@@ -151,10 +155,20 @@ class Run:
                 "or choose another `name`"
             )
 
+    def _decisive_differences(self) -> list[tuple[str, Any, Any]]:
+        return [change for change in self.changed_settings() if not may_change(change[0])]
+
+    def _only_adds_controls(self) -> bool:
+        """Whether all that makes it another run is controls after those that there were."""
+        changes = self._decisive_differences()
+        if [key for key, _, _ in changes] != ["controls"]:
+            return False
+        ((_, there, here),) = changes
+        return bool(here[: len(there)] == there)
+
     def _first_difference(self) -> str:
-        for key, there, here in self.changed_settings():
-            if not may_change(key):
-                return f"`{key}` is {there!r} there and {here!r} here"
+        for key, there, here in self._decisive_differences():
+            return f"`{key}` is {there!r} there and {here!r} here"
         return f"its {CONFIG}, which would say more, is lost or was changed"
 
 

@@ -7,12 +7,14 @@ import pytest
 from rise_ray.config.teacher import ReferenceTeacher
 from rise_ray.mdp import Place
 from rise_ray.recipes.rise import Boost, Rise
+from rise_ray.recipes.variant import Variant
 from rise_ray.relabel.rules.improved import Improved
+from rise_ray.relabel.rules.rehearsed import Rehearsed
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.relabel.rules.right_answers import RightAnswers
 from rise_ray.run.plans import of_kind
 from rise_ray.run.specs import BASE, Episodes, Evaluate, Roll, Rows, Train, Weights
-from tests.unit.recipes.declared import declared
+from tests.unit.recipes.declared import declared, declared_by_control
 
 SECOND = Weights("iteration", 2)
 
@@ -56,6 +58,18 @@ def test_a_boost_is_a_training_on_right_first_answers_from_which_the_improving_o
     assert of_kind(Evaluate, stages)[-1].weights == SECOND
     plain = [spec for spec in stages if "boost" not in spec.key]
     assert [spec.key for spec in plain] == [spec.key for spec in declared(Rise())]
+
+
+def test_what_it_was_boosted_with_may_come_again_among_the_improving_rows() -> None:
+    right = RightAnswers(answers=3, turns="all")
+    for recipe in (
+        declared(Rise(rule=Revision(), boost=Boost(answers=3, rehearse=True))),
+        declared_by_control(
+            Variant(track="v", rule=Revision(), boost=Boost(answers=3, rehearse=True))
+        ),
+    ):
+        improved = next(s for s in of_kind(Rows, reversed(recipe)))
+        assert improved.rule == Rehearsed(rule=Revision(), right=right)
 
 
 def test_somebody_has_to_improve() -> None:

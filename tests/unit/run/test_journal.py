@@ -91,6 +91,50 @@ def test_settings_that_only_say_how_may_change_when_a_run_goes_on(tmp_path: Path
         Run(_config(tmp_path, *faster, "train.lr=0.5"), resume=True)
 
 
+ONE = "{name: rejection_sampling}"
+OTHER = "{name: variant, track: other, rule: {name: revision}}"
+
+
+def test_further_controls_may_follow_also_where_the_run_was_finished(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path, f"controls=[{ONE}]"), resume=False)
+    run.stage("base/eval", dict)
+    run.stage("run/report", dict)
+    more = _config(tmp_path, f"controls=[{ONE}, {OTHER}]")
+    before = _content(run.folder)
+    with pytest.raises(StoreError, match="an unfinished run of this config; go on with --resume"):
+        Run(more, resume=False)
+    grown = Run(more, resume=True)
+    assert list(grown.stages) == ["base/eval"]  # the report is to tell of the new one
+    assert _content(run.folder) == before
+    assert [key for key, _, _ in grown.changed_settings()] == ["controls"]
+    grown.write_config()
+    assert Run(more, resume=True).config_is_whole()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [f"controls=[{OTHER}, {ONE}]"],
+        ["controls=[{name: rejection_sampling, epochs: 9}]"],
+        ["controls=[]"],
+        [f"controls=[{ONE}, {OTHER}]", "seed=1"],
+    ],
+)
+def test_controls_that_were_there_stay_as_they_are(tmp_path: Path, others: list[str]) -> None:
+    Run(_config(tmp_path, f"controls=[{ONE}]"), resume=False)
+    with pytest.raises(StoreError, match="holds another run"):
+        Run(_config(tmp_path, *others), resume=True)
+
+
+def test_between_the_writes_of_a_changed_config_nothing_is_lost(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    old = run.folder.read(CONFIG)
+    more = _config(tmp_path, f"controls=[{ONE}]")
+    Run(more, resume=True).write_config()
+    run.folder.write(CONFIG, old)
+    assert not Run(more, resume=True).config_is_whole()  # `repair` writes it
+
+
 def test_what_a_teacher_cost_is_kept_also_of_stages_that_are_not_done(tmp_path: Path) -> None:
     run = Run(_config(tmp_path), resume=False)
     run.record_teacher_tokens(7)
@@ -123,14 +167,16 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert _content(folder) == {"thesis.tex": b"years of work"}
 
 
-def test_a_run_that_was_killed_at_birth_starts(tmp_path: Path) -> None:
-    # Between its two first writes there is a config and no journal.
+def test_a_run_that_was_killed_at_birth_goes_on(tmp_path: Path) -> None:
+    # Between its two first writes there is a journal and no config.
     run = Run(_config(tmp_path), resume=False)
-    run.folder.remove(STATE)
-    assert Run(_config(tmp_path), resume=False).stages == {}
+    run.folder.remove(CONFIG)
+    resumed = Run(_config(tmp_path), resume=True)
+    assert (resumed.stages, resumed.config_is_whole()) == ({}, False)
+    resumed.write_config()
     run.folder.remove(STATE)
     with pytest.raises(StoreError, match="holds files but no run"):
-        Run(_config(tmp_path, "seed=1"), resume=False)
+        Run(_config(tmp_path), resume=False)
 
 
 @pytest.mark.parametrize(
