@@ -102,10 +102,18 @@ def dump_config(config: RunConfig) -> str:
 def differences(saved: str, config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Settings that differ: the dotted key, its value in `saved` (YAML) and in `config`.
 
+    `saved` may be an older rise-ray's: what it lacks has today's default, and if it has what there
+    is no more, its settings are taken as they stand.
+
     Raises:
         ConfigError: `saved` is not a config.
     """
-    there = _flat(_parse_tree(saved, "the saved config"))
+    source = "the saved config"
+    try:
+        tree = parse_config(saved, [], source).model_dump(mode="json")
+    except ConfigError:
+        tree = _parse_tree(saved, source)
+    there = _flat(tree)
     here = _flat(config.model_dump(mode="json"))
     return [
         (key, there.get(key), here.get(key))

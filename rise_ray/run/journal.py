@@ -93,12 +93,16 @@ class Run:
     def changed_settings(self) -> list[tuple[str, Any, Any]]:
         """Settings that are not what they were: dotted key, value then, value now.
 
-        Where `config.yaml` is lost or was changed by hand, nothing says what they were: [].
+        A setting that rise-ray did not have then had its default. Where `config.yaml` is lost or
+        was changed by hand, nothing says what they were: [].
         """
+        saved = self._saved_config()
+        return differences(saved, self.config) if saved else []
+
+    def _saved_config(self) -> str | None:
+        """`config.yaml`, if it is what the journal knows."""
         saved = self.folder.read(CONFIG) if self.folder.exists(CONFIG) else b""
-        if sha256(saved) != self._journaled_sha256:
-            return []
-        return differences(saved.decode(), self.config)
+        return saved.decode() if sha256(saved) == self._journaled_sha256 else None
 
     def write_config(self) -> None:
         """Write `config.yaml`, and before it its SHA-256 into the journal.
@@ -139,15 +143,15 @@ class Run:
     def _reopen(self, resume: bool) -> None:
         state = read_journal(self.folder)
         self._journaled_sha256 = state["config_sha256"]
-        grown = state["decisive_sha256"] != self._decisive
-        if grown and not self._only_adds_controls():
-            raise StoreError(
-                f"{self.folder.uri}: holds another run ({self._first_difference()}); nothing was "
-                "changed; choose another `name`"
-            )
         self.stages = state["stages"]
-        if grown:
-            self.stages.pop(LAST_STAGE, None)  # it is to tell of them, too
+        if state["decisive_sha256"] != self._decisive:
+            if other := self._what_makes_it_another():
+                raise StoreError(
+                    f"{self.folder.uri}: holds another run ({other}); nothing was changed; choose "
+                    "another `name`"
+                )
+            if self._decisive_changes():
+                self.stages.pop(LAST_STAGE, None)  # it is to tell of the further controls, too
         self.teacher_tokens = state["teacher_tokens"]
         if not self.finished and not resume:
             raise StoreError(
@@ -155,21 +159,17 @@ class Run:
                 "or choose another `name`"
             )
 
-    def _decisive_differences(self) -> list[tuple[str, Any, Any]]:
+    def _decisive_changes(self) -> list[tuple[str, Any, Any]]:
         return [change for change in self.changed_settings() if not may_change(change[0])]
 
-    def _only_adds_controls(self) -> bool:
-        """Whether all that makes it another run is controls after those that there were."""
-        changes = self._decisive_differences()
-        if [key for key, _, _ in changes] != ["controls"]:
-            return False
-        ((_, there, here),) = changes
-        return bool(here[: len(there)] == there)
-
-    def _first_difference(self) -> str:
-        for key, there, here in self._decisive_differences():
-            return f"`{key}` is {there!r} there and {here!r} here"
-        return f"its {CONFIG}, which would say more, is lost or was changed"
+    def _what_makes_it_another(self) -> str | None:
+        """The first setting that does; controls after those that there were do not."""
+        if not self._saved_config():
+            return f"its {CONFIG}, which would say more, is lost or was changed"
+        for key, there, here in self._decisive_changes():
+            if key != "controls" or here[: len(there)] != there:
+                return f"`{key}` is {there!r} there and {here!r} here"
+        return None
 
 
 def read_journal(folder: Folder) -> dict[str, Any]:

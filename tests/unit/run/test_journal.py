@@ -126,6 +126,36 @@ def test_controls_that_were_there_stay_as_they_are(tmp_path: Path, others: list[
         Run(_config(tmp_path, *others), resume=True)
 
 
+def _older(folder: Folder, old: bytes, new: bytes) -> None:
+    """Have a run's config be as it would have been written by an older rise-ray."""
+    before = folder.read(CONFIG)
+    after = before.replace(old, new)
+    assert after != before
+    state = json.loads(folder.read(STATE))
+    state |= {
+        "config_sha256": hashlib.sha256(after).hexdigest(),
+        "decisive_sha256": "of other settings",
+    }
+    folder.write(CONFIG, after)
+    folder.write(STATE, json.dumps(state).encode())
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    run.stage("run/report", dict)
+    _older(run.folder, b"    drop_degenerate: true\n", b"")
+    assert Run(_config(tmp_path), resume=True).finished
+    with pytest.raises(StoreError, match=r"`recipe.rule.drop_degenerate` is True there and False"):
+        Run(_config(tmp_path, "recipe.rule={name: improved, drop_degenerate: false}"), resume=True)
+
+
+def test_a_run_with_a_setting_that_is_no_more_is_another(tmp_path: Path) -> None:
+    run = Run(_config(tmp_path), resume=False)
+    _older(run.folder, b"    drop_degenerate: true\n", b"    drop_degenerate: true\n    depth: 3\n")
+    with pytest.raises(StoreError, match=r"another run \(`recipe.rule.depth` is 3 there and None"):
+        Run(_config(tmp_path), resume=True)
+
+
 def test_between_the_writes_of_a_changed_config_nothing_is_lost(tmp_path: Path) -> None:
     run = Run(_config(tmp_path), resume=False)
     old = run.folder.read(CONFIG)
