@@ -1,8 +1,8 @@
 """`ray job submit` and `ray job stop` of a run on a real head, as `cluster/README.md` says.
 
 The run is on S3 and tracked by W&B offline. It is stopped, submitted again, and once more after
-objects were lost. Secrets are planted in the head's environment, and looked for in everything that
-was written and printed.
+objects were lost, with a further control. Secrets are planted in the head's environment, and looked
+for in everything that was written and printed.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ RUN = [
     # So that rolling lasts while `ray job stop` starts.
     *(f"problems={PROBLEMS}", "rollout.workers.episodes_in_flight=1", "--resume"),
 ]
+FURTHER = "{name: variant, track: further, rule: {name: right_answers, turns: all}, epochs: 1}"
 SUBMIT = ["submit", "--working-dir", ".", "--", *RUN]
 
 
@@ -216,16 +217,21 @@ def test_wandbs_offline_runs_hold_the_config_and_every_measurement(
     assert not any(r.HasField("output") or r.HasField("output_raw") for r in records)
 
 
-def test_what_is_lost_later_comes_back(finished: Finished, head: Head) -> None:
+def test_what_is_lost_later_comes_back_and_a_control_may_be_added(
+    finished: Finished, head: Head
+) -> None:
     lost = finished.store.folder_of(BASE_EVAL)
     for part in lost.names():
         lost.remove(part)
     finished.folder.remove("metrics.jsonl")
-    said = head.job(*SUBMIT)
+    said = head.job(*SUBMIT, f"controls=[{FURTHER}]")
+    assert "goes on with other settings than before: `controls`" in said
     assert "base/eval: its stored trajectories are not whole" in said
     assert "metrics.jsonl: lacked" in said
     stages = read_journal(finished.folder)["stages"]
     assert finished.store.is_whole(BASE_EVAL, stages["base/eval"]["parts_sha256"])
+    further = ["further-1/relabel", "further-1/train", "further-1/eval", "run/report"]
+    assert [key for key in stages if key != "base/eval"][-4:] == further
     check_complete(finished)
 
 
@@ -242,7 +248,8 @@ def check_complete(finished: Finished) -> None:
     rows = list(training_rows(record))
     for row in rows:
         trace(record, row, stored[row.example.provenance.trajectory_id])
-    assert len(rows) == record.stages["iteration-1/relabel"]["examples"] > 0
+    relabeled = [result for key, result in record.stages.items() if key.endswith("/relabel")]
+    assert len(rows) == sum(result["examples"] for result in relabeled) > 0
     problem = rows[0].example.provenance.problem_id
     assert rows[0].example.id in {r["example"] for r in problem_lineage(record, problem)}
 
