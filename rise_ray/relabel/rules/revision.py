@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from rise_ray.relabel.rule import Row, RuleContext, response_row
 from rise_ray.relabel.rules.weighted import WeightedByReward
 
 _WRONG = (Outcome.INCORRECT, Outcome.UNPARSEABLE)
+_RIGHT = "revision_right"
 
 
 class Revision(WeightedByReward):
@@ -28,6 +30,9 @@ class Revision(WeightedByReward):
     name: Literal["revision"] = "revision"
     wrong_weight: float = Field(default=1.5, ge=0)
     """Factor on the weight of a state's one new wrong response; 0 takes none."""
+    wrong_tokens: int | None = Field(default=None, ge=1)
+    """Only so many of its last tokens have loss, those in which it judges itself and states its
+    answer, say: so it teaches to know a wrong answer and not to give one. null: all."""
 
     def rows(
         self, trajectory: Trajectory, context: RuleContext, dropped: Counter[str]
@@ -40,9 +45,17 @@ class Revision(WeightedByReward):
                 weight = self.weight(trajectory, turn, response, reward, context, dropped)
                 if weight is not None:
                     weight *= factor
-                    yield response_row(
+                    row = response_row(
                         trajectory, turn, candidate, rule=rule, reward=reward, weight=weight
                     )
+                    yield row if rule == _RIGHT else self._only_the_end(row)
+
+    def _only_the_end(self, row: Row) -> Row:
+        (span,) = row.spans
+        if self.wrong_tokens is None:
+            return row
+        start = max(span.start, span.end - self.wrong_tokens)
+        return replace(row, spans=(replace(span, start=start),))
 
     def _choose(
         self, trajectory: Trajectory, turn: int, dropped: Counter[str]
@@ -56,7 +69,7 @@ class Revision(WeightedByReward):
         shown = [earlier.attempt for earlier in turns]
         right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]
         if right:
-            yield _preferred(right, shown), "revision_right", 1.0
+            yield _preferred(right, shown), _RIGHT, 1.0
         if self.wrong_weight and all(a.verdict.outcome in _WRONG for a in shown):
             said = {a.verdict.answer for a in shown}
             new = [

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from rise_ray.mdp import Trajectory
+from rise_ray.mdp import Span, Trajectory
 from rise_ray.relabel.rule import RuleContext
 from rise_ray.relabel.rules.revision import Revision
 from tests.unit.relabel.builders import rolled
@@ -90,3 +90,12 @@ def test_a_wrong_weight_of_zero_takes_no_wrong_ones() -> None:
     rule = Revision(wrong_weight=0)
     rows = list(rule.rows(rolled("6 | 7 5"), RuleContext(0), Counter()))
     assert [row.rule for row in rows] == ["revision_right"]
+
+
+@pytest.mark.parametrize(("wrong_tokens", "masked"), [(None, 0), (2, 1), (3, 0), (9, 0)])
+def test_a_wrong_one_may_have_loss_on_its_end_alone(wrong_tokens: int | None, masked: int) -> None:
+    rule = Revision(tau=None, wrong_weight=0.5, wrong_tokens=wrong_tokens)
+    right, wrong = rule.rows(rolled("5 | 46- 7+"), RuleContext(0), Counter())
+    start = len(wrong.input_ids) - 3  # of the response
+    assert wrong.spans == (Span(start + masked, start + 3, 0.5),)
+    assert right.spans == (Span(len(right.input_ids) - 2, len(right.input_ids), 1.0),)
