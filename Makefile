@@ -50,11 +50,10 @@ format: install ## let ruff rewrite what it can
 	$(BIN)/ruff format
 
 # Each process of pytest has a Ray of its own; see tests/README.md. System tests come first, since they
-# are long, and unit tests fill what is left. Slow tests often wait, for deadlines and for what they killed.
-test: PROCESSES ?= 2
-test-all: PROCESSES ?= 3
+# are long, and unit tests fill what is left.
+PROCESSES ?= 2
 # One that ends by itself is not replaced: pytest-xdist would wait for ever (pytest-dev/pytest-xdist#1378).
-PYTEST = $(BIN)/pytest --numprocesses $(PROCESSES) --max-worker-restart 0
+PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES) --max-worker-restart 0
 
 test: install lint ## lint, then the unit and system tests that are not slow
 	$(PYTEST) tests/system tests/unit -m "not slow and not gpu"
