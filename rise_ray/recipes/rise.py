@@ -37,6 +37,9 @@ class Boost(Settings):
     """Passes over them."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; null: `train.lr`."""
+    of: str | None = None
+    """An earlier track of the run whose boosted weights are taken instead of training them again:
+    for a `variant` that tries other settings of what comes after it."""
     rehearse: bool = False
     """Have the improving training see them once more, among its own rows."""
 
@@ -46,6 +49,8 @@ class Boost(Settings):
 
     def train(self, at: At, tried: Place, start: Weights) -> Weights:
         """From `start`, on the right answers among what was tried."""
+        if self.of is not None:
+            return at.trained_by(self.of, name="boost")
         right = at.rows(self.right_answers, tried, name="boost")
         return at.train(right, start, self.epochs, self.lr)
 

@@ -119,6 +119,10 @@ class At:
         self.track.do(spec)
         return spec.weights
 
+    def trained_by(self, track: str, name: str = "") -> Weights:
+        """What an earlier track has trained in this iteration, on its rows of that `name`."""
+        return Weights(track, self.iteration, f"{TRAIN}_{name}" if name else TRAIN)
+
     def evaluate(self, weights: Weights) -> None:
         """Measure weights on the held-out problems, as the model `<track>-<iteration>`."""
         place = self._place(EVALUATION)
@@ -144,7 +148,8 @@ def stages_of(config: RunConfig) -> list[Spec]:
 
     Raises:
         ConfigError: two stages of the recipes have the same name, or the run's own recipe takes
-            the budget of another, or rows are made of what no earlier stage rolls.
+            the budget of another, or rows are made of what no earlier stage rolls, or a training
+            starts from what none before it makes.
     """
     declared: dict[str, Spec] = {}
 
@@ -164,6 +169,13 @@ def stages_of(config: RunConfig) -> list[Spec]:
                 raise ConfigError(
                     f"`recipe`, `controls`: {spec.key} is made of {place}, which no stage before "
                     "it rolls"
+                )
+        if isinstance(spec, Train):
+            made = {BASE, *(s.weights for s in declared.values() if isinstance(s, Train))}
+            if spec.start not in made:
+                raise ConfigError(
+                    f"`recipe`, `controls`: {spec.key} starts from {spec.start.name}, which no "
+                    "training before it makes"
                 )
         declared[spec.key] = spec
 

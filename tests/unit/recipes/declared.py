@@ -17,11 +17,11 @@ def declared(recipe: RecipeConfig) -> list[Spec]:
     return _of_track(stages_of(config.model_copy(update={"recipe": recipe})), MAIN_TRACK)
 
 
-def declared_by_control(control: RecipeConfig) -> list[Spec]:
-    """Of a control beside RISE."""
+def declared_by_controls(*controls: RecipeConfig) -> list[Spec]:
+    """Of the last one of controls beside RISE."""
     config = parse_config(TEXT, [], source="test")
-    stages = stages_of(config.model_copy(update={"controls": (control,)}))
-    return _of_track(stages, control.track or control.name)
+    stages = stages_of(config.model_copy(update={"controls": controls}))
+    return _of_track(stages, controls[-1].track or controls[-1].name)
 
 
 def _of_track(stages: list[Spec], track: str) -> list[Spec]:

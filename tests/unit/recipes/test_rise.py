@@ -14,7 +14,7 @@ from rise_ray.relabel.rules.revision import Revision
 from rise_ray.relabel.rules.right_answers import RightAnswers
 from rise_ray.run.plans import of_kind
 from rise_ray.run.specs import BASE, Episodes, Evaluate, Roll, Rows, Train, Weights
-from tests.unit.recipes.declared import declared, declared_by_control
+from tests.unit.recipes.declared import declared, declared_by_controls
 
 SECOND = Weights("iteration", 2)
 
@@ -64,7 +64,7 @@ def test_what_it_was_boosted_with_may_come_again_among_the_improving_rows() -> N
     right = RightAnswers(answers=3, turns="all")
     for recipe in (
         declared(Rise(rule=Revision(), boost=Boost(answers=3, rehearse=True))),
-        declared_by_control(
+        declared_by_controls(
             Variant(track="v", rule=Revision(), boost=Boost(answers=3, rehearse=True))
         ),
     ):
