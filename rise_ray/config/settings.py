@@ -62,10 +62,18 @@ class SamplingConfig(Settings):
 
     temperature: float = Field(default=1.0, ge=0.0)
     """0 is greedy."""
+    later_temperature: float | None = Field(default=None, ge=0.0)
+    """In states after the first; null: `temperature`."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Nucleus sampling; 1 is off."""
     max_tokens: int = Field(default=512, ge=1)
     """Most new tokens of one response."""
+
+    def at(self, turn: int) -> SamplingConfig:
+        """How responses to the state of `turn` (0 is the first) are sampled."""
+        if turn == 0 or self.later_temperature is None:
+            return self
+        return self.model_copy(update={"temperature": self.later_temperature})
 
 
 class WorkersConfig(Settings):

@@ -140,7 +140,7 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
         f"{words.plural(evaluation['turns'], 'turn')} and "
         f"{words.plural(evaluation['parallel'], 'parallel answer')}, "
         f"{words.plural(evaluation['samples'], 'sample')}, "
-        f"window of {words.window(evaluation['window'])}, temperature {sampling['temperature']:g}, "
+        f"window of {words.window(evaluation['window'])}, {words.temperatures(sampling)}, "
         f"top-p {sampling['top_p']:g}",
         "Seed": str(config["seed"]),
     }

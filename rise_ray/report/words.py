@@ -34,6 +34,13 @@ def amount(value: float | None, form: str = ",") -> str:
     return MISSING if value is None else format(value, form)
 
 
+def temperatures(sampling: Mapping[str, Any]) -> str:
+    """`temperature 0.7`, or `temperature 0.7 at the first turn, 1 later`."""
+    first, later = sampling["temperature"], sampling["later_temperature"]
+    said = f"temperature {first:g}"
+    return said if later is None else f"{said} at the first turn, {later:g} later"
+
+
 def loss(value: float | None) -> str:
     """Three decimals, five where they would be 0: a training to memorisation is to be seen."""
     if value is None:

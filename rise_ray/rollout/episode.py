@@ -291,9 +291,10 @@ class Episode:
         if plan.candidates and (first or not plan.first_state_only):
             wanted.append((True, plan.candidates, "candidates"))
         where, problem_id, sample = plan.place, self.spec.problem.id, self.spec.sample
+        sampling = plan.sampling.at(turn)
         of = (plan.seed, where.iteration, where.phase, problem_id, sample, turn)
         return [
-            Sample(turn, beside, ids, n, derive_seed(*of, role), plan.sampling, plan.stop, opening)
+            Sample(turn, beside, ids, n, derive_seed(*of, role), sampling, plan.stop, opening)
             for beside, n, role in wanted
         ]
 

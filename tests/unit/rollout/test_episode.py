@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rise_ray.config.settings import SamplingConfig
 from rise_ray.feedback.oracle import Oracle
 from rise_ray.mdp import FinishReason, Outcome, Place, Source, StopReason, state_ids
 from rise_ray.rollout.episode import Episode, Question, Start, failed_trajectory
@@ -36,6 +37,16 @@ def test_a_state_asks_for_one_attempt_and_its_candidates_at_once() -> None:
     assert (attempt.turn, attempt.n) == (candidates.turn - 0, 1) == (0, 1)
     assert candidates.n == PLAN.candidates
     assert attempt.state_ids == candidates.state_ids == chat().prompt_ids(spec().prompt)
+
+
+def test_later_states_may_be_sampled_at_another_temperature() -> None:
+    sampling = SamplingConfig(temperature=0.7, later_temperature=1.0, max_tokens=20)
+    episode, attempt, candidates = _start(sampling=sampling, stop_on_success=False)
+    assert (attempt.sampling.temperature, candidates.sampling.temperature) == (0.7, 0.7)
+    _, *later = episode.reply(attempt, [completion("it is 6")])  # the first is a check
+    assert [(r.turn, r.sampling.temperature) for r in samples(later)] == [(1, 1.0)] * 2
+    assert sampling.at(3).max_tokens == 20
+    assert SamplingConfig(temperature=0.7).at(3).temperature == 0.7
 
 
 def test_a_right_answer_ends_the_episode_where_asked() -> None:
