@@ -6,6 +6,10 @@ anything else that escapes is a defect of rise-ray and keeps its traceback.
 
 from __future__ import annotations
 
+import textwrap
+
+_LONGEST_CAUSE = 300  # characters: Ray adds what it has ever seen cause a death
+
 
 class RiseError(Exception):
     """Base of every error that is the user's to solve: `exit_code` is the process's status."""
@@ -56,6 +60,20 @@ def user_error(error: BaseException) -> RiseError | None:
 
     None: it holds none of ours.
     """
-    while isinstance(cause := getattr(error, "cause", None), BaseException):
-        error = cause
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
+        error = inner
     return error if isinstance(error, RiseError) else None
+
+
+def raise_if_ours(error: BaseException) -> None:
+    """Ray wraps what a worker raised: an error for the user is raised again as itself."""
+    ours = user_error(error)
+    if ours is not None:
+        raise ours from error
+
+
+def cause(error: BaseException) -> str:
+    """The last line of a Ray error: what happened, without the remote traceback."""
+    inner = getattr(error, "cause", None) or error
+    last = (str(inner).strip().splitlines() or [""])[-1]
+    return f"{type(inner).__name__}: {textwrap.shorten(last, _LONGEST_CAUSE, placeholder=' ...')}"

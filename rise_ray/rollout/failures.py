@@ -1,18 +1,16 @@
-"""What a worker's failure was, and what follows from workers that do not start."""
+"""What follows from workers that do not start."""
 
 from __future__ import annotations
 
 import logging
-import textwrap
 import time
 
 from ray.exceptions import RayError
 
-from rise_ray.errors import RolloutError, StoreError, user_error
+from rise_ray.errors import RolloutError, StoreError, cause, raise_if_ours, user_error
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_CAUSE = 300  # characters: Ray adds what it has ever seen cause a death
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -57,17 +55,3 @@ class FailedStarts:
     def forget(self) -> None:
         """A worker started."""
         self.count = 0
-
-
-def raise_if_ours(error: RayError) -> None:
-    """Ray wraps what a worker raised: an error for the user is raised again as itself."""
-    ours = user_error(error)
-    if ours is not None:
-        raise ours from error
-
-
-def cause(error: BaseException) -> str:
-    """The last line of a Ray error: what happened, without the remote traceback."""
-    inner = getattr(error, "cause", None) or error
-    last = (str(inner).strip().splitlines() or [""])[-1]
-    return f"{type(inner).__name__}: {textwrap.shorten(last, _LONGEST_CAUSE, placeholder=' ...')}"

@@ -16,20 +16,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 
 from rise_ray.cluster.connection import draining_nodes
 from rise_ray.config.settings import ModelConfig, SyncConfig, WorkersConfig
-from rise_ray.errors import ClusterError, ConfigError, RolloutError, SyncError, user_error
+from rise_ray.errors import (
+    ClusterError,
+    ConfigError,
+    RolloutError,
+    cause,
+    raise_if_ours,
+    user_error,
+)
 from rise_ray.mdp import StopReason, Trajectory, WeightVersion
 from rise_ray.rollout.episode import EpisodeSpec, failed_trajectory
-from rise_ray.rollout.failures import FailedStarts, cause, raise_if_ours
+from rise_ray.rollout.failures import FailedStarts
 from rise_ray.rollout.leases import LeaseBook
 from rise_ray.rollout.members import Member, Status
 from rise_ray.rollout.worker import Progress, RolloutWorker
 from rise_ray.sync.parity import ParityReport
-from rise_ray.sync.receiver import push_weights
-from rise_ray.sync.source import start_weight_server
+from rise_ray.sync.transfer import WeightTransfer
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +70,9 @@ class RolloutPool:
         self._members: dict[str, Member] = {}
         self._failed_starts = FailedStarts(label, _MOST_START_FAILURES + workers.max_workers)
         self._next_look = 0.0
-        self._server: Any = None
+        vllm = workers.vllm
+        ranks = vllm.get("tensor_parallel_size", 1) * vllm.get("pipeline_parallel_size", 1)
+        self._transfer = WeightTransfer(sync, ranks)
         self._last_up = 0.0
         """When a worker was last up, in monotonic seconds."""
         self.parity: dict[str, ParityReport] = {}
@@ -158,64 +166,22 @@ class RolloutPool:
             if member.status is not Status.READY:
                 self._remove(member)  # it is loading the version before, or its node goes
         ready = [member for member in members if member.status is Status.READY]
-        if self._sync.backend == "object_store":
-            calls = self._pull(ready) if ready else {}
-        else:
-            # In a collective one worker keeps all others waiting, and nobody can tell which: so
-            # each has to answer before it begins.
-            answers = self._answers({m.handle.place.remote(): m for m in ready})
-            calls = self._push(answers) if answers else {}
-        for member, report in self._answers(calls):
+        for member, report in self._answers(self._take_over(ready)):
             self.parity[member.name] = report
 
-    def _pull(self, members: list[Member]) -> dict[Any, Member]:
-        """Workers take the checkpoint's buckets from one server, each at its own pace."""
-        version = self.version
-        self._server = self._server or start_weight_server()
-        call = self._server.serve.remote(
-            version.checkpoint, version.iteration, self._sync.bucket_bytes
-        )
-        try:
-            ray.get(call, timeout=self._sync.deadline_s)
-        except RayError as error:
-            raise_if_ours(error)
-            what = f"weight version {version.iteration}: the weight server failed"
-            raise SyncError(f"{what}: {cause(error)}") from error
-        return {m.handle.sync.remote(version, self._server): m for m in members}
-
-    def _push(self, workers: list[tuple[Member, dict[str, Any]]]) -> dict[Any, Member]:
-        """GPU tasks send the checkpoint to workers, each at its place, by vLLM's own backend."""
-        members = [member for member, _ in workers]
-        if self._sync.backend == "ipc":
-            sent = [self._send([m], place) for m, place in workers]
-        else:
-            sent = [self._send(members, {"num_gpus": 1})]
-        try:
-            ray.get(sent, timeout=self._sync.deadline_s)
-        except GetTimeoutError as error:
-            for task in ray.wait(sent, num_returns=len(sent), timeout=0)[1]:
-                ray.cancel(task, force=True)
-            names = ", ".join(member.name for member in members)
-            raise SyncError(self._late(f"one of {names}")) from error
-        except RayError as error:
-            raise_if_ours(error)
-            raise SyncError(
-                f"weight version {self.version.iteration}: {self._sync.backend} push: "
-                f"{cause(error)}"
-            ) from error
-        return {m.handle.adopt.remote(self.version): m for m in members}
-
-    def _send(self, members: list[Member], options: dict[str, Any]) -> Any:
-        """A task that pushes to some workers; `options` are Ray's, and give it its GPU."""
-        vllm = self._config.vllm
-        return ray.remote(num_cpus=0, max_calls=1, **options)(push_weights).remote(
-            self.version.checkpoint,
-            self.version.iteration,
-            self._sync.bucket_bytes,
-            [member.handle for member in members],
-            self._sync.backend,
-            vllm.get("tensor_parallel_size", 1) * vllm.get("pipeline_parallel_size", 1),
-        )
+    def _take_over(self, members: list[Member]) -> dict[Any, Member]:
+        """The calls by which members get `version`, each with its member."""
+        if self._sync.backend == "object_store":
+            handles = [member.handle for member in members]
+            calls = self._transfer.pull(self.version, handles) if members else []
+            return dict(zip(calls, members, strict=True))
+        # In a collective one worker keeps all others waiting, and nobody can tell which: so each
+        # has to answer before it begins.
+        placed = self._answers({m.handle.place.remote(): m for m in members})
+        workers = {member.name: member.handle for member, _ in placed}
+        places = {member.name: place for member, place in placed}
+        calls = self._transfer.push(self.version, workers, places) if placed else []
+        return {call: member for call, (member, _) in zip(calls, placed, strict=True)}
 
     def _answers(self, calls: dict[Any, Member]) -> list[tuple[Member, Any]]:
         """Members with what their calls return in `sync.deadline_s`; the others are dropped."""
@@ -223,7 +189,8 @@ class RolloutPool:
             return []
         done, late = ray.wait(list(calls), num_returns=len(calls), timeout=self._sync.deadline_s)
         for call in late:
-            self._drop(calls[call], self._late(calls[call].name))
+            member = calls[call]
+            self._drop(member, self._transfer.late(self.version, member.name))
         answers = []
         for call in done:
             member = calls[call]
@@ -233,12 +200,6 @@ class RolloutPool:
                 raise_if_ours(error)
                 self._drop(member, f"{member.name} died during a sync: {cause(error)}")
         return answers
-
-    def _late(self, who: str) -> str:
-        return (
-            f"{who} did not take over weight version {self.version.iteration} within "
-            f"{self._sync.deadline_s:g} s (`sync.deadline_s`)"
-        )
 
     def release(self) -> None:
         """Stop every worker (their CPUs and GPUs go back to Ray); the next roll starts new ones."""

@@ -175,7 +175,7 @@ def test_weights_that_are_not_what_they_should_be_stop_the_sync_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dropping = ray.remote(num_cpus=0)(DroppingServer)
-    monkeypatch.setattr("rise_ray.rollout.pool.start_weight_server", dropping.remote)
+    monkeypatch.setattr("rise_ray.sync.transfer.start_weight_server", dropping.remote)
     pool = make_pool("wrong")
     pool.wait_ready()
     wrong = WeightVersion(2, other_model.checkpoint, parity=tiny_model.parity)
