@@ -19,15 +19,17 @@ _RIGHT = "revision_right"
 
 
 class Revision(WeightedByReward):
-    """For every visited state: one right candidate, and one new wrong one before any success.
+    """For every visited state: right candidates, and one new wrong one before any success.
 
-    The right one: where the attempt before was right, a copy of it if there is one; else one
+    The right ones: where the attempt before was right, a copy of it if there is one; else those
     whose own verdict says so; else the first. The wrong one only where no attempt that the
     state shows is right: its answer is none of those already shown, and it does not claim to
     be correct.
     """
 
     name: Literal["revision"] = "revision"
+    answers: int = Field(default=1, ge=1)
+    """Most right candidates of a state, different in their tokens; a copy is alone."""
     wrong_weight: float = Field(default=1.5, ge=0)
     """Factor on the weight of a state's one new wrong response; 0 takes none."""
     wrong_tokens: int | None = Field(default=None, ge=1)
@@ -68,8 +70,8 @@ class Revision(WeightedByReward):
         turns = shown_turns(trajectory.turns, turn, trajectory.window)
         shown = [earlier.attempt for earlier in turns]
         right = [(n, c) for n, c in usable if c.verdict.outcome is Outcome.CORRECT]
-        if right:
-            yield _preferred(right, shown), _RIGHT, 1.0
+        for number in _preferred(right, shown)[: self.answers]:
+            yield number, _RIGHT, 1.0
         if self.wrong_weight and all(a.verdict.outcome in _WRONG for a in shown):
             said = {a.verdict.answer for a in shown}
             new = [
@@ -83,12 +85,14 @@ class Revision(WeightedByReward):
                 yield new[0], "revision_wrong", self.wrong_weight
 
 
-def _preferred(right: list[tuple[int, Attempt]], shown: Sequence[Attempt]) -> int:
-    before = shown[-1] if shown and shown[-1].verdict.outcome is Outcome.CORRECT else None
-
-    def preference(item: tuple[int, Attempt]) -> tuple[bool, bool, int]:
-        number, candidate = item
-        copies = before is not None and candidate.token_ids == before.token_ids
-        return not copies, candidate.verdict.claims_correct is not True, number
-
-    return min(right, key=preference)[0]
+def _preferred(right: list[tuple[int, Attempt]], shown: Sequence[Attempt]) -> list[int]:
+    """Different right candidates, the best first; a copy of a right attempt before is alone."""
+    different: dict[tuple[int, ...], tuple[int, Attempt]] = {}
+    for number, candidate in right:
+        different.setdefault(candidate.token_ids, (number, candidate))
+    if shown and shown[-1].verdict.outcome is Outcome.CORRECT:
+        copy = different.get(shown[-1].token_ids)
+        if copy is not None:
+            return [copy[0]]
+    ranked = sorted(different.values(), key=lambda at: at[1].verdict.claims_correct is not True)
+    return [number for number, _ in ranked]

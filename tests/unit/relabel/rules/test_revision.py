@@ -99,3 +99,19 @@ def test_a_wrong_one_may_have_loss_on_its_end_alone(wrong_tokens: int | None, ma
     start = len(wrong.input_ids) - 3  # of the response
     assert wrong.spans == (Span(start + masked, start + 3, 0.5),)
     assert right.spans == (Span(len(right.input_ids) - 2, len(right.input_ids), 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("turns", "chosen"),
+    [
+        (["6 | 7 7+ 5 7+ 7-"], [(0, 1), (0, 0), (0, 4)]),  # those that say so first, equals once
+        (["7 |", "5 | 7+ 7 6"], [(1, 1)]),  # a copy is alone
+        (["7 |", "5 | 7- 7+ 6"], [(1, 1), (1, 0)]),  # no copy
+    ],
+)
+def test_a_state_may_have_several_different_right_ones(
+    turns: list[str], chosen: list[tuple[int, int]]
+) -> None:
+    rule = Revision(answers=3)
+    rows = rule.rows(rolled(*turns), RuleContext(0), Counter())
+    assert [(r.turn, r.candidate) for r in rows if r.rule == "revision_right"] == chosen
