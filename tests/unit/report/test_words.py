@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rise_ray.report.words import finding, points, sentence
+from rise_ray.config.settings import SamplingConfig
+from rise_ray.report.words import finding, points, sentence, temperatures
 from rise_ray.text import printable
 
 
@@ -66,3 +67,9 @@ def test_printable_text_steers_no_terminal_and_encodes(text: str) -> None:
 def test_printable_keeps_what_people_read() -> None:
     assert printable("x \u2264 3\n\tok") == "x \u2264 3\n\tok"
     assert printable("\x1b[31m\u202e\ud800") == "\\x1b[31m\\u202e\\ud800"
+
+
+def test_another_temperature_in_later_states_is_said() -> None:
+    assert temperatures(SamplingConfig(temperature=0.7).model_dump()) == "temperature 0.7"
+    later = SamplingConfig(temperature=0.7, later_temperature=1.0).model_dump()
+    assert temperatures(later) == "temperature 0.7 at the first turn, 1 later"
