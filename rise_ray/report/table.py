@@ -50,7 +50,7 @@ def results_table(
         table.add_row(Text(_in_lines(printable(model))), *_cells(record["metrics"], names, turns))
     said = [(words.sentence(one), _STYLES.get(words.finding(one), "")) for one in comparisons]
     lines = [Text.assemble("- ", line) for line in said]
-    sampling = ", ".join(f"{k} {v}" for k, v in shown["sampling"].items() if v is not None)
+    sampling = ", ".join(f"{key} {value}" for key, value in shown["sampling"].items())
     caption = printable(
         f"percent [95% interval]; split {shown['split']}, "
         f"{words.plural(shown['n'], 'problem')} x {words.plural(shown['samples'], 'sample')}; "

@@ -165,7 +165,7 @@ class Stages:
             self._result(spec.place, counts["parts_sha256"]),
             feedback=protocol.feedback,
             window=protocol.window,
-            sampling=protocol.sampling.model_dump(),
+            sampling=protocol.sampling.model_dump(exclude_none=True),
         )
         self.console.scores(record)
         return {**counts, **record}

@@ -65,7 +65,10 @@ def test_the_plain_quick_start_differs_from_the_quick_start_in_its_recipe_only()
         "iterations",
         "problems",
         "recipe.window",
-        *(f"recipe.rule.{name}" for name in ("name", "filter", "states", "wrong_weight")),
+        *(
+            f"recipe.rule.{name}"
+            for name in ("name", "answers", "filter", "states", "wrong_weight")
+        ),
         "train.epochs",
         "evaluation.window",
     }
