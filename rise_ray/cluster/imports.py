@@ -15,9 +15,11 @@ def uncollected() -> Iterator[None]:
     again and again meanwhile, which is a fifth of their time, and at every full collection after
     it: from the end of the block on, it leaves what is there alone (`gc.freeze`).
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -43,6 +43,15 @@ class Boost(Settings):
     rehearse: bool = False
     """Have the improving training see them once more, among its own rows."""
 
+    @model_validator(mode="after")
+    def _trained_once(self) -> Boost:
+        own = (self.epochs, self.lr) != (type(self).model_fields["epochs"].default, None)
+        if self.of is not None and own:
+            raise ValueError(
+                f"`of: {self.of}` is trained already: it takes no `epochs` and no `lr`"
+            )
+        return self
+
     @property
     def right_answers(self) -> RightAnswers:
         return RightAnswers(answers=self.answers, turns="all")

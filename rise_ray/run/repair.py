@@ -56,7 +56,8 @@ def repair(run: Run) -> list[str]:
     if not run.config_is_whole():
         changed = ", ".join(f"`{key}`" for key, _, _ in run.changed_settings())
         other = f"the run goes on with other settings than before: {changed}"
-        found.append(f"{CONFIG}: {other if changed else 'was lost or changed: written again'}")
+        same = "was lost or changed, or lacks settings that came since: written again"
+        found.append(f"{CONFIG}: {other if changed else same}")
         run.write_config()
     unmeasured = _unmeasured(run)
     if unmeasured:

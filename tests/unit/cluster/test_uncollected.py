@@ -19,4 +19,9 @@ def test_the_collector_comes_back_also_after_an_error_and_leaves_alone_what_is_t
         failing()
     assert gc.isenabled()
     assert not any(found is kept for found in gc.get_objects())
+    gc.disable()
+    with uncollected():
+        pass
+    assert not gc.isenabled()  # as it was
+    gc.enable()
     gc.unfreeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import Place
@@ -43,6 +44,14 @@ def test_it_may_take_the_boosted_weights_of_an_earlier_track() -> None:
         ConfigError, match="again-2/train starts from first=2-train_boost, which no"
     ):
         declared_by_controls(taking)
+
+
+@pytest.mark.parametrize("own", [{"epochs": 3}, {"lr": 1e-3}])
+def test_boosted_weights_that_are_taken_are_not_trained_otherwise(own: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="`of: first` is trained already"):
+        Boost(of="first", **own)
+    taken = Boost(of="first", answers=8)
+    assert Boost.model_validate(taken.model_dump()) == taken
 
 
 def test_what_it_trains_on_has_to_be_rolled_before() -> None:
