@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from rise_ray.errors import ClusterError
-from tests.chaos.processes import descendants, shared_memory_files, still_alive, title, unused
+from tests.chaos.processes import descendants, still_alive, title, wait_freed
 
-_PROCESS_DEADLINE_S = 30.0
+_DEADLINE_S = 30.0
 
 
 def left_in_cluster(environment: Mapping[str, str]) -> list[str]:
@@ -32,13 +32,13 @@ def left_in_cluster(environment: Mapping[str, str]) -> list[str]:
 
 
 def left_on_machine(before: Iterable[str]) -> list[str]:
-    """Processes below this one, and files of shared memory that no process uses any more.
+    """Processes below this one, and files of shared memory that no process uses, half a minute on.
 
     To be called when the cluster is down, in a process that adopts orphans.
 
     Args:
         before: the files of shared memory that were there before the cluster.
     """
-    processes = still_alive(descendants(os.getpid()), _PROCESS_DEADLINE_S)
-    files = unused(shared_memory_files() - set(before))
+    processes = still_alive(descendants(os.getpid()), _DEADLINE_S)
+    files = wait_freed(before, _DEADLINE_S)
     return [f"process {p.pid} {title(p)}" for p in processes] + [f"file {path}" for path in files]

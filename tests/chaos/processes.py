@@ -87,3 +87,16 @@ def unused(paths: Iterable[str]) -> list[str]:
             wanted -= {mapped.path for mapped in process.memory_maps(grouped=True)}
             wanted -= {file.path for file in process.open_files()}
     return sorted(wanted)
+
+
+def wait_freed(before: Iterable[str], within_s: float) -> list[str]:
+    """Wait until all shared memory that was not there `before` is unlinked; what is left, sorted.
+
+    To be called when the processes that had it are gone: what is in use is of others. What unlinks
+    the memory of a killed process, here or of another job on this machine, needs a moment.
+    """
+    known = set(before)
+    deadline = time.monotonic() + within_s
+    while (left := unused(shared_memory_files() - known)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left

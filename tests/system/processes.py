@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from tests.chaos.processes import shared_memory_files, unused
+from tests.chaos.processes import shared_memory_files
 
 LOOK_S = 0.05
 """Between two looks at all processes, which takes some 10 ms of CPU."""
@@ -40,17 +40,6 @@ def wait_gone(processes: list[psutil.Process], within_s: float = 120.0) -> list[
     while (left := [p for p in processes if _runs(p)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [f"{process.pid} {_command(process)}" for process in left]
-
-
-def wait_freed(before: set[str], within_s: float = 120.0) -> list[str]:
-    """Wait until all shared memory that was not there `before` is unlinked; what is left.
-
-    To be called when the processes that had it are gone: what is in use is of other tests.
-    """
-    deadline = time.monotonic() + within_s
-    while (left := unused(shared_memory_files() - before)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
 
 
 def shared_memory_of(pid: int) -> set[str]:

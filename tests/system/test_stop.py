@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rise_ray.cluster.stop import DEADLINE_S
-from tests.chaos.processes import shared_memory_files
+from tests.chaos.processes import shared_memory_files, wait_freed
 from tests.system.driver import (
     COMMAND,
     Reached,
@@ -23,7 +23,7 @@ from tests.system.driver import (
     wait_for,
 )
 from tests.system.miniature import COLLECT, PROBLEMS
-from tests.system.processes import descendants, named, wait_freed, wait_gone
+from tests.system.processes import descendants, named, wait_gone
 from tests.system.slow_recipe import SLOW_RISE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -65,7 +65,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
             said = stop(driver, log, number)
         assert said == f"rise-ray: stopped by {number.name}; the same command with --resume goes on"
         assert not (folder / "owner.json").exists()
-        assert wait_freed(memory) == []
+        assert wait_freed(memory, 120.0) == []
 
     with started(resume, log) as driver:
         wait_for(driver, log, lambda pid: bool(parts_of(folder, COLLECT)))
@@ -75,7 +75,7 @@ def test_a_second_driver_is_refused_and_one_that_is_stopped_hands_its_run_on(
         assert ", since 20" in second.stderr
         stop(driver, log, signal.SIGTERM)
     assert not (folder / "owner.json").exists()
-    assert wait_freed(memory) == []
+    assert wait_freed(memory, 120.0) == []
 
     stopped_when(lambda pid: bool(named("ray::write_relabeled.do", pid)), signal.SIGTERM)
     assert "iteration-1/relabel" not in journal(folder)

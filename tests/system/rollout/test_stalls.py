@@ -15,7 +15,7 @@ from rise_ray.errors import SyncError
 from rise_ray.mdp import StopReason, WeightVersion
 from rise_ray.rollout.pool import RolloutPool
 from rise_ray.rollout.worker import RolloutWorker
-from tests.chaos.processes import shared_memory_files
+from tests.chaos.processes import shared_memory_files, wait_freed
 from tests.system.conftest import MakePool
 from tests.system.processes import (
     LOOK_S,
@@ -24,7 +24,6 @@ from tests.system.processes import (
     named,
     send,
     shared_memory_of,
-    wait_freed,
     wait_gone,
 )
 from tests.system.rollout.conftest import make_specs, on_a_worker
@@ -156,4 +155,4 @@ def test_an_engine_process_that_dies_under_its_worker_costs_no_episode(
     assert pool.lost_workers == 1
     assert wait_gone([worker, *engine]) == []
     pool.release()
-    assert wait_freed(memory) == []
+    assert wait_freed(memory, 120.0) == []

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.processes import descendants, kill, shared_memory_files, still_alive, unused
+from tests.chaos.processes import (
+    descendants,
+    kill,
+    shared_memory_files,
+    still_alive,
+    unused,
+    wait_freed,
+)
 
 ORPHANED = """
 import os, subprocess, sys, time
@@ -58,3 +66,13 @@ def test_shared_memory_is_left_over_only_when_nobody_uses_it(shared_memory_file:
     assert str(shared_memory_file) in unused(new)
     shared_memory_file.unlink()
     assert str(shared_memory_file) not in unused(new)
+
+
+def test_what_is_unlinked_a_moment_later_is_not_left_over(shared_memory_file: Path) -> None:
+    before = shared_memory_files()
+    shared_memory_file.touch()
+    assert str(shared_memory_file) in wait_freed(before, within_s=0.0)
+    tracker = threading.Timer(0.5, shared_memory_file.unlink)
+    tracker.start()
+    assert str(shared_memory_file) not in wait_freed(before, within_s=60.0)
+    tracker.join()
