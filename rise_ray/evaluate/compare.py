@@ -10,6 +10,9 @@ from typing import Any
 from rise_ray.evaluate.intervals import Interval, ProblemValues, bootstrap_difference
 from rise_ray.evaluate.metrics import EvalResult
 
+CONTROLS_VOTE = "a control's better vote"
+"""The note on the comparison with that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference(Interval):
@@ -88,7 +91,7 @@ def standard_pairs(
         votes = (f"m{results[control].parallel}@t1", f"m1@t{results[control].turns}")
         # Giving it the choice keeps the comparison honest.
         better = max(votes, key=lambda name: results[control].values[name].value or 0.0)
-        yield voted, Figure(control, better), "a control's better vote"
+        yield voted, Figure(control, better), CONTROLS_VOTE
         if turns > 1:
             yield Figure(last, "m1@t1"), Figure(control, "m1@t1"), "first answers alone"
     if turns > 1:

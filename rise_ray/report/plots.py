@@ -11,7 +11,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rise_ray.errors import DataError
+from rise_ray.evaluate.compare import CONTROLS_VOTE
 from rise_ray.report.records import Record, protocol
+from rise_ray.report.words import difference
 from rise_ray.text import printable
 
 # A colour that nothing else has: replaced by `currentColor` in the finished SVG.
@@ -74,6 +77,40 @@ def accuracy_by_tokens(record: Record) -> str:
     return _svg(axes, ends, "accuracy-by-tokens")
 
 
+def votes_of_tables(tables: Mapping[str, Record]) -> str:
+    """The votes that `rise-ray compare` sets against each other, for several of its tables.
+
+    Of each table, what `compare --json` wrote: the vote over a run's turns of the last model and of
+    the base, and the better vote of its best control, with intervals. Below it are its name and
+    what the last model has more than that control.
+
+    Raises:
+        DataError: a table has no control, or a figure of one was not measured.
+    """
+    axes = _axes("", "right by majority vote, percent")
+    voted: dict[str, list[Record]] = {"trained": [], "control": [], "base": []}
+    labels = []
+    for name, table in tables.items():
+        of_controls = [one for one in table["comparisons"] if one["note"] == CONTROLS_VOTE]
+        if not of_controls or any(one["value"] is None for one in of_controls):
+            raise DataError(f"{name}: there is no control's vote, so nothing to compare")
+        closest = min(of_controls, key=lambda one: one["value"])
+        trained, control = closest["left"], closest["right"]
+        base = next(iter(table["models"]))
+        for line, model, metric in (
+            ("trained", trained["model"], trained["metric"]),
+            ("control", control["model"], control["metric"]),
+            ("base", base, trained["metric"]),
+        ):
+            voted[line].append(table["models"][model]["metrics"][metric])
+        labels.append(f"{name}\n{difference(closest)}")
+    axes.set_xticks(range(len(tables)), labels)
+    axes.set_xlim(-0.5, len(tables) - 0.5)
+    colours = (_ITERATION[0], _CONTROLS[0], _BASE)
+    drawn = zip(voted.items(), colours, strict=True)
+    return _svg(axes, [_points(axes, *line, colour) for line, colour in drawn], "votes")
+
+
 def training_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     """Loss over optimizer steps, one line per stage."""
     axes = _axes("optimizer step", "loss")
@@ -115,6 +152,15 @@ def _banded_line(
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(x, value, color=colour, marker="o", markersize=4, linewidth=1.8)
     return x[-1], value[-1], name, colour
+
+
+def _points(axes: Axes, name: str, metrics: Sequence[Mapping[str, float]], colour: str) -> End:
+    """Draw metrics in percent, one beside the other, with their intervals as bars."""
+    value, low, high = ([100 * m[key] for m in metrics] for key in ("value", "low", "high"))
+    x = range(len(metrics))
+    axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=2.5)
+    axes.plot(x, value, color=colour, marker="o", markersize=5, linewidth=0)
+    return x[-1] + 0.3, value[-1], name, colour
 
 
 def _axes(x_label: str, y_label: str) -> Axes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,10 +13,12 @@ from xml.etree import ElementTree
 import pytest
 
 from rise_ray.cli import main as cli
-from rise_ray.cli.compare import markdown, summary
+from rise_ray.cli.compare import compare_seeds, markdown, summary, write_files
 from rise_ray.config.loading import dump_config, parse_config
 from rise_ray.config.settings import RunConfig
+from rise_ray.errors import DataError
 from rise_ray.mdp import Place, Trajectory, trajectory_id
+from rise_ray.report.plots import votes_of_tables
 from rise_ray.run.journal import Run
 from rise_ray.run.plans import evaluated_models
 from rise_ray.run.tracks import stages_of
@@ -22,6 +26,7 @@ from tests.unit.evaluate.builders import trajectory
 from tests.unit.report import run as report_run
 
 PROBLEMS = 12
+SCALING = Path(__file__).parents[3] / "jobs" / "evidence" / "scaling.py"
 
 
 def config_of(storage: Path, *overrides: str) -> RunConfig:
@@ -191,3 +196,24 @@ def test_the_figures_of_plain_results_need_no_folder(tmp_path: Path) -> None:
     text = markdown(summary([results, results], [3, 4], config))
     assert "| iteration-2 |" in text
     assert "seed 3 | seed 4" in text
+
+
+def test_the_votes_of_several_tables_are_one_picture_each_with_its_margin(
+    folders: list[str], tmp_path: Path
+) -> None:
+    few, many = compare_seeds(folders[:1]), compare_seeds(folders)
+    files = [tmp_path / "few.json", tmp_path / "many.json"]
+    for found, file in zip([few, many], files, strict=True):
+        write_files(found, str(file), None)
+    picture = tmp_path / "scaling.svg"
+    command = [sys.executable, str(SCALING), str(picture), f"one seed={files[0]}", f"3={files[1]}"]
+    subprocess.run(command, check=True)
+    drawn = "".join(ElementTree.fromstring(picture.read_bytes()).itertext())
+    assert all(name in drawn for name in ("trained", "control", "base", "one seed"))
+    # The trained model and the control are alike in this fixture.
+    assert drawn.count("+0.0 points [") == 2
+    assert votes_of_tables({"one seed": few}) != votes_of_tables({"one seed": many})
+
+    alone = {**few, "comparisons": few["comparisons"][:1]}
+    with pytest.raises(DataError, match="one seed: there is no control's vote"):
+        votes_of_tables({"one seed": alone})
