@@ -68,6 +68,39 @@ class Boost(Settings):
         return Rehearsed(rule=rule, right=self.right_answers) if self.rehearse else rule
 
 
+class LastTraining(Settings):
+    """Settings of the last iteration's training, where they are others than of those before it.
+
+    The models before it sample what it is trained on. One that was trained for long on few answers
+    repeats them, so what it samples teaches less; the last one samples nothing.
+    """
+
+    rule: Annotated[Improved | Revision, Field(discriminator="name")]
+    """Which improved responses are trained on, with what weights."""
+    boost: Boost | None = None
+    """Train on right first answers before."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the rule's rows; null: `train.epochs`."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; null: `train.lr`."""
+
+
+def improve(
+    at: At,
+    tried: Place,
+    start: Weights,
+    rule: Improved | Revision | RightAnswers,
+    boost: Boost | None,
+    epochs: float | None = None,
+    lr: float | None = None,
+) -> Weights:
+    """From `start`, on what the rule makes of what was tried, after the boost if there is one."""
+    if boost is None:
+        return at.train(at.rows(rule, tried), start, epochs, lr)
+    boosted = boost.train(at, tried, start)
+    return at.train(at.rows(boost.improving(rule), tried), boosted, epochs, lr)
+
+
 class Rise(RecipeConfig):
     """Settings of RISE."""
 
@@ -88,12 +121,15 @@ class Rise(RecipeConfig):
     """Which improved responses are trained on, with what weights."""
     boost: Boost | None = None
     """Train on right first answers before; null: on the rule's rows alone."""
+    last: LastTraining | None = None
+    """The last iteration's training; null: as the others."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rise:
         if self.teacher.kind == "none" and not self.candidates:
             raise ValueError("without a `teacher` RISE needs `candidates` >= 1")
-        if self.teacher.kind != "none" and isinstance(self.rule, Revision):
+        rules = [self.rule] if self.last is None else [self.rule, self.last.rule]
+        if self.teacher.kind != "none" and any(isinstance(rule, Revision) for rule in rules):
             raise ValueError("`rule: revision` chooses among candidates: it takes no `teacher`")
         return self
 
@@ -110,8 +146,9 @@ class Rise(RecipeConfig):
         for at in track.iterations():
             tried = at.roll("collect", policy, episodes)
             start = track.start(base, policy)
-            rule: Rule = self.rule
-            if self.boost is not None:
-                start, rule = self.boost.train(at, tried, start), self.boost.improving(self.rule)
-            policy = at.train(at.rows(rule, tried), start)
+            if at.is_last and self.last is not None:
+                last = self.last
+                policy = improve(at, tried, start, last.rule, last.boost, last.epochs, last.lr)
+            else:
+                policy = improve(at, tried, start, self.rule, self.boost)
             at.evaluate(policy)

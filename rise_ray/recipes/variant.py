@@ -21,8 +21,7 @@ from pydantic import Field
 from rise_ray.config.recipe import RecipeConfig
 from rise_ray.errors import ConfigError
 from rise_ray.mdp import MAIN_TRACK, Place
-from rise_ray.recipes.rise import Boost
-from rise_ray.relabel.rule import Rule
+from rise_ray.recipes.rise import Boost, improve
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.revision import Revision
 from rise_ray.relabel.rules.right_answers import RightAnswers
@@ -54,8 +53,4 @@ class Variant(RecipeConfig):
             if at.is_last:
                 rolled = Place(self.of, at.iteration, self.phase)
                 start = track.base()
-                rule: Rule = self.rule
-                if self.boost is not None:
-                    start = self.boost.train(at, rolled, start)
-                    rule = self.boost.improving(self.rule)
-                at.evaluate(at.train(at.rows(rule, rolled), start, self.epochs, self.lr))
+                at.evaluate(improve(at, rolled, start, self.rule, self.boost, self.epochs, self.lr))

@@ -6,7 +6,7 @@ import pytest
 
 from rise_ray.config.teacher import ReferenceTeacher
 from rise_ray.mdp import Place
-from rise_ray.recipes.rise import Boost, Rise
+from rise_ray.recipes.rise import Boost, LastTraining, Rise
 from rise_ray.recipes.variant import Variant
 from rise_ray.relabel.rules.improved import Improved
 from rise_ray.relabel.rules.rehearsed import Rehearsed
@@ -70,6 +70,19 @@ def test_what_it_was_boosted_with_may_come_again_among_the_improving_rows() -> N
     ):
         improved = next(s for s in of_kind(Rows, reversed(recipe)))
         assert improved.rule == Rehearsed(rule=Revision(), right=right)
+
+
+def test_the_last_training_may_be_another_and_those_before_it_are_not() -> None:
+    last = LastTraining(rule=Revision(answers=4), boost=Boost(epochs=16), epochs=3, lr=7e-4)
+    stages = declared(Rise(rule=Revision(), last=last))
+    plain = declared(Rise(rule=Revision()))
+    assert stages[: len(plain) // 2] == plain[: len(plain) // 2]
+    first, boost, training = of_kind(Train, stages)
+    assert (first.start, first.epochs, first.lr) == (BASE, None, None)
+    assert (boost.start, boost.epochs) == (BASE, 16)
+    assert (training.start, training.epochs, training.lr) == (boost.weights, 3, 7e-4)
+    assert of_kind(Rows, stages)[-1].rule == Revision(answers=4)
+    assert of_kind(Evaluate, stages)[-1].weights == training.weights == SECOND
 
 
 def test_somebody_has_to_improve() -> None:
