@@ -20,6 +20,11 @@ table() {
 }
 
 run jobs/evidence/dev.yaml
+# The chosen settings in every iteration, not in the last alone.
+run jobs/evidence/dev.yaml name=evidence-dev-hard train.lr=7.0e-4 \
+  "recipe.rule={name: revision, answers: 4, wrong_weight: 2.0, wrong_tokens: 13, tau: null}" \
+  "recipe.boost={epochs: 16, lr: 1.0e-3}" "controls=[{name: rejection_sampling, epochs: 16, lr: 1.0e-3}]"
+
 table evidence
 table evidence-250 problems=250
 table evidence-1000 problems=1000
