@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that jobs/evidence/README.md reports, once more, into runs/; after an interruption it goes on.
+# Everything that jobs/evidence/README.md reports, and the same for other sizes, into runs/; after an
+# interruption it goes on.
 #   jobs/evidence/all.sh [SEED ...]     default: 0 1 2
 set -euo pipefail
 cd "$(dirname "$0")/../.."

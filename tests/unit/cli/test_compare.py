@@ -17,6 +17,7 @@ from rise_ray.cli.compare import compare_seeds, markdown, summary, write_files
 from rise_ray.config.loading import dump_config, parse_config
 from rise_ray.config.settings import RunConfig
 from rise_ray.errors import DataError
+from rise_ray.evaluate.compare import CONTROLS_VOTE
 from rise_ray.mdp import Place, Trajectory, trajectory_id
 from rise_ray.report.plots import votes_of_tables
 from rise_ray.run.journal import Run
@@ -213,6 +214,13 @@ def test_the_votes_of_several_tables_are_one_picture_each_with_its_margin(
     # The trained model and the control are alike in this fixture.
     assert drawn.count("+0.0 points [") == 2
     assert votes_of_tables({"one seed": few}) != votes_of_tables({"one seed": many})
+
+    # Of several controls it is the one that comes closest, whatever their order.
+    vote = next(one for one in few["comparisons"] if one["note"] == CONTROLS_VOTE)
+    base = {**vote["right"], "model": "base"}
+    weaker = {**vote, "right": base, "value": 0.5, "low": 0.4, "high": 0.6}
+    several = {**few, "comparisons": [weaker, vote, weaker]}
+    assert votes_of_tables({"one seed": several}) == votes_of_tables({"one seed": few})
 
     alone = {**few, "comparisons": few["comparisons"][:1]}
     with pytest.raises(DataError, match="one seed: there is no control's vote"):
