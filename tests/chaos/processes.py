@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -79,14 +79,35 @@ def shared_memory_files() -> set[str]:
 
 def unused(paths: Iterable[str]) -> list[str]:
     """Those files that exist and that no living process maps or holds open, sorted."""
-    wanted = {path for path in paths if os.path.exists(path)}
-    for process in psutil.process_iter():
+    wanted = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            wanted[_identity(os.stat(path))] = path
+    for pid in psutil.pids():
         if not wanted:
             break
-        with contextlib.suppress(psutil.Error, OSError):
-            wanted -= {mapped.path for mapped in process.memory_maps(grouped=True)}
-            wanted -= {file.path for file in process.open_files()}
-    return sorted(wanted)
+        for identity in _in_use(Path(f"/proc/{pid}")):
+            wanted.pop(identity, None)
+    return sorted(wanted.values())
+
+
+def _identity(file: os.stat_result) -> tuple[int, int]:
+    return file.st_dev, file.st_ino
+
+
+def _in_use(process: Path) -> Iterator[tuple[int, int]]:
+    """The files that a process maps or holds open. None if it is gone or another user's.
+
+    Not by their names: a semaphore is mapped under one that `sem_open` took away again.
+    """
+    with contextlib.suppress(OSError):
+        for line in (process / "maps").read_text(errors="replace").splitlines():
+            _, _, _, device, inode, *_ = line.split(maxsplit=5)
+            major, minor = device.split(":")
+            yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                yield _identity(descriptor.stat())
 
 
 def wait_freed(before: Iterable[str], within_s: float) -> list[str]:

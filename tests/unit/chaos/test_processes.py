@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -66,6 +67,15 @@ def test_shared_memory_is_left_over_only_when_nobody_uses_it(shared_memory_file:
     assert str(shared_memory_file) in unused(new)
     shared_memory_file.unlink()
     assert str(shared_memory_file) not in unused(new)
+
+
+def test_a_semaphore_is_in_use_though_it_is_not_mapped_under_its_name() -> None:
+    lock = multiprocessing.get_context("spawn").Lock()
+    file = f"/dev/shm/sem.{lock._semlock.name.removeprefix('/')}"  # type: ignore[attr-defined]
+    assert file in shared_memory_files()
+    assert unused([file]) == []
+    del lock
+    assert file not in shared_memory_files()
 
 
 def test_what_is_unlinked_a_moment_later_is_not_left_over(shared_memory_file: Path) -> None:
