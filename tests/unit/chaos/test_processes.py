@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -33,6 +32,13 @@ while not all(map(title, left)):  # in the middle of its exec it has none
 print([title(process) for process in left])
 for process in left:
     process.kill()
+"""
+
+LOCKED = """
+import multiprocessing
+lock = multiprocessing.get_context("spawn").Lock()
+print("/dev/shm/sem." + lock._semlock.name.removeprefix("/"), flush=True)
+input()
 """
 
 
@@ -70,11 +76,13 @@ def test_shared_memory_is_left_over_only_when_nobody_uses_it(shared_memory_file:
 
 
 def test_a_semaphore_is_in_use_though_it_is_not_mapped_under_its_name() -> None:
-    lock = multiprocessing.get_context("spawn").Lock()
-    file = f"/dev/shm/sem.{lock._semlock.name.removeprefix('/')}"  # type: ignore[attr-defined]
-    assert file in shared_memory_files()
-    assert unused([file]) == []
-    del lock
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LOCKED], **pipes) as own:
+        assert own.stdout is not None
+        file = own.stdout.readline().strip()
+        assert file in shared_memory_files()
+        assert unused([file]) == []
+        own.communicate("\n")
     assert file not in shared_memory_files()
 
 
