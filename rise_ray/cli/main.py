@@ -62,7 +62,7 @@ _EPILOG = f"""\
 any setting is overridden as key.sub=value (the value is YAML):
   rise-ray run jobs/quickstart.yaml seed=1 name=quickstart-1 train.lr=5e-4
   rise-ray run jobs/gsm8k_8b.yaml storage=s3://bucket/runs ray.autoscaling=true --resume
-  rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=3
+  rise-ray eval jobs/quickstart.yaml --model runs/quickstart/checkpoints/iteration=2
 
 every setting with its meaning and default, those of recipes in {_PACKAGE / "recipes"}:
   {_PACKAGE / "config" / "settings.py"}

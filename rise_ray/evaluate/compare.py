@@ -10,8 +10,9 @@ from typing import Any
 from rise_ray.evaluate.intervals import Interval, ProblemValues, bootstrap_difference
 from rise_ray.evaluate.metrics import EvalResult
 
+TRAINED = "the trained model against the untrained one"
 CONTROLS_VOTE = "a control's better vote"
-"""The note on the comparison with that."""
+"""The notes on two comparisons: what was gained, and what of it a control gains, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def standard_pairs(
     turns, parallel = results[last].turns, results[last].parallel
     voted = Figure(last, f"m1@t{turns}")
     if last != base:
-        yield voted, Figure(base, voted.metric), "the trained model against the untrained one"
+        yield voted, Figure(base, voted.metric), TRAINED
     if turns > 1 and parallel > 1:
         vote = Figure(last, f"m{parallel}@t1")
         yield voted, vote, "one sequential run against a parallel vote of the same model"

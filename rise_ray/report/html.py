@@ -89,6 +89,7 @@ def write_report(
         versions=versions,
         results=_results(evaluated, last) if last else None,
         comparisons=_comparisons(comparisons),
+        plainly=words.plainly(comparisons),
         by_turn=Markup(plots.accuracy_by_turn(evaluated)) if last else None,
         by_tokens=Markup(plots.accuracy_by_tokens(evaluated[last])) if last else None,
         last=last,

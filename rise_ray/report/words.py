@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rise_ray.evaluate.compare import CONTROLS_VOTE, TRAINED
 from rise_ray.text import printable
 
 MISSING = "-"
@@ -84,11 +85,44 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     found, note = finding(comparison), printable(comparison["note"])
     if found == "not measured":
         return f"{figures(comparison)}: not measured, no common problem ({note})."
-    article = "" if found.startswith("not") else "a "
     return (
-        f"{figures(comparison)}: {article}{found}, {difference(comparison)}, "
+        f"{figures(comparison)}: {_with_article(found)}, {difference(comparison)}, "
         f"on {comparison['n']} problems ({note})."
     )
+
+
+def _with_article(found: str) -> str:
+    return found if found.startswith("not") else f"a {found}"
+
+
+def plainly(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the last model gained, and what each of its controls gave, a sentence each."""
+    said = []
+    for one in comparisons:
+        if one["value"] is None or one["note"] not in (TRAINED, CONTROLS_VOTE):
+            continue
+        left, right = one["left"], one["right"]
+        model, other = printable(left["model"]), printable(right["model"])
+        if one["note"] == TRAINED:
+            said.append(
+                f"{model} is right on {percent(left['value'])}% of the problems by "
+                f"{_vote(left['metric'])}; {other} on {percent(right['value'])}%."
+            )
+        else:
+            said.append(
+                f"The control {other} comes to {percent(right['value'])}% by "
+                f"{_vote(right['metric'])}, the better of its votes. The difference is "
+                f"{_with_article(finding(one))}, {difference(one)}."
+            )
+    return said
+
+
+def _vote(metric: str) -> str:
+    """In words: `m1@t5`, `m5@t1`."""
+    answers, turns = metric.removeprefix("m").split("@t")
+    if turns != "1":
+        return f"a majority over {turns} turns"
+    return "its first answer" if answers == "1" else f"a majority over {answers} first answers"
 
 
 def plural(count: int, noun: str) -> str:

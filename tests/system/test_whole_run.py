@@ -232,7 +232,7 @@ def test_metrics_hold_an_evaluation_of_every_model_in_the_promised_form(
 def check_evaluation(record: dict[str, Any]) -> None:
     assert (record["split"], record["n"], record["samples"]) == ("test", EVAL_PROBLEMS, 1)
     assert (record["feedback"], record["window"]) == ("constant", None)
-    assert record["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_tokens": 28}
+    assert record["sampling"] == {"temperature": 0.7, "top_p": 1.0, "max_tokens": 28}
     assert record["counts"] == {
         "trajectories": EVAL_PROBLEMS,
         "excluded_sequential": 0,

@@ -83,6 +83,7 @@ def test_the_page_has_every_section(full: str) -> None:
         *("How to read this", "Settings and versions"),
     ]
     assert full.count("<svg") == 3
+    assert re.search(r"<p>The control rejection_sampling-2 comes to [\d.]+% by ", full)
     assert "p1@t5 (oracle)" in full
     assert "ray 2.60.0" in full
     assert "tau: 0.5" in full

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rise_ray.config.settings import SamplingConfig
-from rise_ray.report.words import finding, points, sentence, temperatures
+from rise_ray.evaluate.compare import CONTROLS_VOTE, TRAINED
+from rise_ray.report.words import finding, plainly, points, sentence, temperatures
 from rise_ray.text import printable
 
 
@@ -49,6 +50,27 @@ def test_a_sentence_names_both_figures_the_interval_and_the_oracle() -> None:
     assert ": a loss, -3.1 points [-5.0, -1.2]," in sentence(comparison(-0.031, -0.05, -0.012))
     assert ": not distinguishable from 0, +0.4 points" in sentence(comparison(0.004, -0.01, 0.02))
     assert "not measured" in sentence(comparison(None, None, None))
+
+
+def test_what_was_gained_and_what_a_control_gives_is_said_plainly() -> None:
+    def sides(note: str, left: str, right: str, metric: str) -> dict[str, Any]:
+        one = comparison(0.23, 0.207, 0.253) | {"note": note}
+        one["left"] |= {"model": left, "metric": "m1@t5"}
+        one["right"] |= {"model": right, "metric": metric}
+        return one
+
+    trained = sides(TRAINED, "iteration-2", "base", "m1@t5")
+    control = sides(CONTROLS_VOTE, "iteration-2", "mine-2\x1b", "m4@t1")
+    assert plainly([trained, comparison(0.1, 0.0, 0.2), control]) == [
+        "iteration-2 is right on 65.4% of the problems by a majority over 5 turns; base on 42.4%.",
+        "The control mine-2\\x1b comes to 42.4% by a majority over 4 first answers, the better of "
+        "its votes. The difference is a gain, +23.0 points [+20.7, +25.3].",
+    ]
+    single = sides(TRAINED, "iteration-2", "base", "m1@t1")
+    single["left"]["metric"] = "m1@t1"
+    assert "by its first answer;" in plainly([single])[0]
+    unmeasured = trained | {"value": None}
+    assert plainly([unmeasured]) == []
 
 
 def test_a_difference_that_rounds_to_0_has_no_minus() -> None:
