@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rise_ray.cluster.deadline import SideProcess
-from rise_ray.config.settings import RunConfig
+from rise_ray.config.settings import RunConfig, ScratchConfig
 from rise_ray.errors import DataError
 from rise_ray.mdp import MAIN_TRACK, Example, Message, Place, Problem, Provenance, Span, derive_seed
 from rise_ray.models.locate import shared_model
@@ -44,17 +44,26 @@ def initial_model(config: RunConfig, task: Task, chats: Sequence[Chat], folder: 
     texts = [message.content for _, chat in chats for message in chat]
     seed = derive_seed(config.seed, "scratch") % 2**32
 
-    def make() -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / "model"
-            make_scratch_model(
-                scratch, task.vocabulary(), texts, config.model.max_model_len, seed, path
-            )
-            folder.upload(path)
-
-    with closing(SideProcess(make, num_cpus=0.25)) as process:  # the driver stays free of torch
-        process.do("making the first model", config.ray.task_deadline_s)
+    arguments = (scratch, task.vocabulary(), texts, config.model.max_model_len, seed, folder)
+    # The driver stays free of torch.
+    with closing(SideProcess(write_scratch_model, num_cpus=0.25)) as process:
+        process.do("making the first model", config.ray.task_deadline_s, *arguments)
     return folder.uri
+
+
+def write_scratch_model(
+    scratch: ScratchConfig,
+    words: list[str] | None,
+    texts: list[str],
+    max_model_len: int,
+    seed: int,
+    folder: Folder,
+) -> None:
+    """`make_scratch_model`, whose files are put into `folder`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "model"
+        make_scratch_model(scratch, words, texts, max_model_len, seed, path)
+        folder.upload(path)
 
 
 def demonstration_examples(
