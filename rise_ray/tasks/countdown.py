@@ -43,6 +43,8 @@ TURNS, TURN_WEIGHTS = (1, 3, 5), (30, 35, 35)
 """Attempts in a demonstration, and how often of 100."""
 SPLIT_SHARES = {"test": 0.19, "dev": 0.16, "train": 0.65}
 """Of the number multisets, by hash: 552, 464 and 1,894 problems."""
+UNSOLVABLE = "test_unsolvable"
+"""The split of as many problems with the numbers of `test` that have no solution."""
 
 _CLAIM = re.compile(r"\b(?:correct|too\s+low|too\s+high)\b")
 
@@ -110,16 +112,18 @@ class Countdown(Settings):
     def load(self, split: str) -> list[Problem]:
         """All problems of `train`, `dev` or `test`, in a fixed order that is no order of size.
 
-        All problems of one number multiset are in one split.
+        All problems of one number multiset are in one split. In `test_unsolvable` no answer is
+        right: what a model says of its answers there is all there is to measure.
         """
-        if split not in SPLIT_SHARES:
-            raise DataError(f"countdown: no split `{split}` (allowed: {', '.join(SPLIT_SHARES)})")
+        if split not in (*SPLIT_SHARES, UNSOLVABLE):
+            allowed = ", ".join((*SPLIT_SHARES, UNSOLVABLE))
+            raise DataError(f"countdown: no split `{split}` (allowed: {allowed})")
+        targets = _unreachable if split == UNSOLVABLE else _reachable
         problems = [
             _problem(numbers, target)
             for numbers in itertools.combinations_with_replacement(NUMBERS, 3)
-            if _split(numbers) == split
-            for target in chains(numbers)
-            if target in TARGETS
+            if _split(numbers) == split.removesuffix("_unsolvable")
+            for target in targets(numbers)
         ]
         return sorted(problems, key=lambda problem: derive_seed("order", problem.id))
 
@@ -190,18 +194,37 @@ def _split(numbers: tuple[int, ...]) -> str:
     return "train"
 
 
+def _reachable(numbers: tuple[int, ...]) -> list[int]:
+    return [target for target in chains(numbers) if target in TARGETS]
+
+
+def _unreachable(numbers: tuple[int, ...]) -> list[int]:
+    """As many targets that no expression has as there are ones that a chain reaches, by hash."""
+    values = {
+        value
+        for a, b, c in itertools.permutations(numbers)
+        for one, other in itertools.product(OPERATIONS.values(), repeat=2)
+        for value in (other(one(a, b), c), one(a, other(b, c)))
+    }
+    missed = [target for target in TARGETS if target not in values]
+    missed.sort(key=lambda target: derive_seed("unsolvable", *numbers, target))
+    return missed[: len(_reachable(numbers))]
+
+
 def _problem(numbers: tuple[int, ...], target: int) -> Problem:
+    """Without a solution its reference is empty."""
     identity = "-".join(map(str, ("countdown", *numbers, target)))
     shown = list(numbers)
     random.Random(derive_seed("shown", identity)).shuffle(shown)
-    choices = chains(numbers)[target]
-    reference = random.Random(derive_seed("reference", *numbers, target)).choice(choices)
+    choices = chains(numbers).get(target)
+    drawn = random.Random(derive_seed("reference", *numbers, target))
+    reference = drawn.choice(choices) if choices else None
     return Problem(
         id=identity,
         task=Countdown.name,
         question=f"Use {shown[0]} {shown[1]} and {shown[2]} to make {target} .",
-        reference=reference.expression,
-        solution=reference.response(target),
+        reference=reference.expression if reference else "",
+        solution=reference.response(target) if reference else None,
         data={"numbers": shown, "target": target},
     )
 

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import permutations, product
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,22 @@ def test_no_number_multiset_is_in_two_splits():
 def test_loading_is_the_same_every_time():
     assert TASK.load("dev") == SPLITS["dev"]
     assert SPLITS["test"][0].id == "countdown-1-4-5-15"  # moves only if every result moves
+
+
+def test_as_many_problems_with_the_numbers_of_test_have_no_solution():
+    unsolvable = TASK.load("test_unsolvable")
+    assert len({problem.id for problem in unsolvable}) == len(unsolvable) == 552
+    assert Counter(map(multiset, unsolvable)) == Counter(map(multiset, SPLITS["test"]))
+    assert not {problem.id for problem in unsolvable} & BY_ID.keys()
+    forms = ("( {} {} {} ) {} {}", "{} {} ( {} {} {} )")
+    for problem in unsolvable[:20]:
+        assert TASK.reference_response(problem) is None
+        for numbers in permutations(problem.data["numbers"]):
+            for first, second in product("+-*", repeat=2):
+                a, b, c = numbers
+                for form in forms:
+                    answer = box(form.format(a, first, b, second, c))
+                    assert TASK.check(problem, answer).outcome is Outcome.INCORRECT
 
 
 def test_an_unknown_split_is_refused_by_name():
