@@ -213,7 +213,10 @@ class Inspection:
             lengths += [(len(self._chat.prompt_ids(s.prompt)), s) for s in specs]
         longest, spec = max(lengths, key=lambda item: item[0])
         said = [self._chat.feedback_ids(spec.prompt, text, ()) for text in spec.feedback.texts]
-        self.lengths = Lengths(longest, max(map(len, said)))
+        asked = (question := plans[0][1].question) and self._chat.feedback_ids(
+            spec.prompt, question.text, ()
+        )
+        self.lengths = Lengths(longest, max(map(len, said)), len(asked) + 1 if asked else 0)
         return f"the longest of {len(lengths):,} looked at has {longest:,} tokens and fits"
 
     def _loaded_task(self) -> Task:

@@ -18,7 +18,7 @@ from rise_ray.evaluate.metrics import EvalResult, evaluate
 from rise_ray.evaluate.seeds import Results, seed_comparisons, seed_metrics
 from rise_ray.mdp import MAIN_TRACK
 from rise_ray.report import words
-from rise_ray.report.table import main_metrics
+from rise_ray.report.table import main_metrics, sureness_metrics
 from rise_ray.run.journal import LAST_STAGE
 from rise_ray.run.lineage import RunRecord, open_run
 from rise_ray.run.plans import evaluated_models, of_kind
@@ -96,10 +96,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows = []
     for model, of in found["models"].items():
         metrics = of["metrics"]
-        cells = {
-            name: f"{words.percent(m['value'])} {words.percent_interval(m)}".strip()
-            for name, m in metrics.items()
-        }
+        cells = {name: _figure(metric) for name, metric in metrics.items()}
         right = (words.percent(metrics[f"acc@t{turn}"]["value"]) for turn in range(1, turns + 1))
         figures = (cells[name] for name in names)
         rows.append([model, *figures, " ".join(right), *(cells[name] for name in rates)])
@@ -116,9 +113,23 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"{found['split']}, {words.plural(found['problems'], 'problem')} x "
         f"{words.plural(found['samples'], 'sample')}. Differences in points, paired by problem."
     )
-    return "\n\n".join(
-        [_table(header, rows), caption, _table(titles, compared), _limits(len(seeds))]
-    )
+    tables = [_table(header, rows), *_sureness(found), caption, _table(titles, compared)]
+    return "\n\n".join([*tables, _limits(len(seeds))])
+
+
+def _sureness(found: Mapping[str, Any]) -> list[str]:
+    """The table of P(right), if models were asked for it."""
+    models = {model: of["metrics"] for model, of in found["models"].items()}
+    names = sureness_metrics(models.values(), found["turns"], found["parallel"])
+    rows = [
+        [model, *(_figure(metrics[name]) if name in metrics else "" for name in names)]
+        for model, metrics in models.items()
+    ]
+    return [_table(["model", *names], rows)] if names else []
+
+
+def _figure(metric: Mapping[str, float | None]) -> str:
+    return f"{words.percent(metric['value'])} {words.percent_interval(metric)}".strip()
 
 
 def write_files(found: Mapping[str, Any], json_file: str | None, picture: str | None) -> None:

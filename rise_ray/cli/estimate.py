@@ -14,10 +14,12 @@ from rise_ray.train.deepspeed_config import batch_sizes
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of the longest prompt that was looked at, and of the feedback after an attempt."""
+    """Tokens of the longest prompt that was looked at, of the feedback after an attempt, and of an
+    evaluation's question with the word that answers it, 0 without one."""
 
     prompt: int
     feedback: int
+    question: int
 
 
 def estimate(
@@ -92,12 +94,14 @@ def _step(train: TrainConfig) -> str:
 
 def _longest_state(config: RunConfig, stages: Sequence[Spec], lengths: Lengths) -> str:
     protocol, most = config.evaluation, config.rollout.sampling.max_tokens
-    states = [(r.episodes.turns, r.episodes.window, most) for r in of_kind(Roll, stages)]
-    states.append((protocol.turns, protocol.window, protocol.sampling.max_tokens))
+    states = [(r.episodes.turns, r.episodes.window, most, 0) for r in of_kind(Roll, stages)]
+    evaluated = protocol.sampling.max_tokens
+    states.append((protocol.turns, protocol.window, evaluated, lengths.question))
     needed = 0
-    for turns, window, tokens in states:
+    for turns, window, tokens, asked in states:
         before = min(turns, window or turns) - 1
-        needed = max(needed, lengths.prompt + before * (tokens + lengths.feedback) + tokens)
+        last = tokens + asked
+        needed = max(needed, lengths.prompt + before * (tokens + lengths.feedback) + last)
     limit = config.model.max_model_len
     if needed <= limit:
         return f"at most {needed:,} tokens with its response, of `model.max_model_len` = {limit:,}"

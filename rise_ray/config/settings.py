@@ -267,6 +267,21 @@ class SyncConfig(Settings):
     """A large model (70B) needs more than the defaults: GPUs, or many CPUs."""
 
 
+class CertaintyQuestion(Settings):
+    """What a model is asked about an answer of its own; it answers with one of two words."""
+
+    text: str = 'Did you answer this correctly? Reply "yes" or "no".'
+    """The user's message after the answer."""
+    right: str = "yes"
+    """What is to be said of a right answer, one token."""
+    wrong: str = "no"
+    """What is to be said of a wrong one."""
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return self.right, self.wrong
+
+
 class EvaluationConfig(Settings):
     """Held-out measurement of the base and of every iteration."""
 
@@ -287,6 +302,9 @@ class EvaluationConfig(Settings):
     the answer was right: such figures are no longer the model's own), or one of the task's own."""
     sampling: SamplingConfig = SamplingConfig()
     """Of both."""
+    question: CertaintyQuestion | None = None
+    """Asked about every answer, which is then known with the model's own P(right): `sure`. Null:
+    nothing is asked."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples of the 95% intervals."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rise_ray.evaluate.intervals import Interval, ProblemValues, bootstrap_difference
+from rise_ray.evaluate.intervals import Interval, Metric, Statistic, bootstrap_difference
 from rise_ray.evaluate.metrics import EvalResult
 
 TRAINED = "the trained model against the untrained one"
@@ -30,12 +30,16 @@ class Figure:
     metric: str
 
 
-def paired(a: ProblemValues, b: ProblemValues, *, bootstrap: int, seed: int) -> Difference:
+def paired(a: Metric, b: Metric, *, bootstrap: int, seed: int) -> Difference:
     """Metric `a` minus metric `b` on the problems that both have, by a paired bootstrap.
 
-    A problem without a case of either metric (left out because of errors, or nothing to fix in
-    a fix rate) is left out of both. Without a common problem value, low and high are None.
+    Of two ratios, a problem without a case of either metric (left out because of errors, or nothing
+    to fix in a fix rate) is left out of both. Without a common problem value, low and high are
+    None.
     """
+    if isinstance(a, Statistic) or isinstance(b, Statistic):
+        interval = bootstrap_difference(a, b, bootstrap=bootstrap, seed=seed)
+        return Difference(**asdict(interval), n=min(a.n, b.n))
     known = set(itertools.compress(b.problem_ids, b.denominator > 0))
     common = tuple(i for i in itertools.compress(a.problem_ids, a.denominator > 0) if i in known)
     if not common:
@@ -78,6 +82,7 @@ def standard_pairs(
     """The standard pairs that these results allow, with a note on each; see
     `standard_comparisons`. One turn leaves nothing sequential."""
     base, last = own[0], own[-1]
+    yield from _of_sureness(results, own)
     turns, parallel = results[last].turns, results[last].parallel
     voted = Figure(last, f"m1@t{turns}")
     if last != base:
@@ -99,6 +104,28 @@ def standard_pairs(
         oracle = Figure(last, f"p1@t{turns}")
         yield oracle, Figure(last, f"pass@{parallel}"), "oracle figures, both"
         yield Figure(last, f"acc@t{turns}"), Figure(last, "acc@t1"), "last turn against first"
+
+
+def _of_sureness(
+    results: Mapping[str, EvalResult], own: Sequence[str]
+) -> Iterator[tuple[Figure, Figure, str]]:
+    """How well P(right) ranks the last model's answers, where it was asked; and what it picks."""
+    last = own[-1]
+    values, parallel = results[last].values, results[last].parallel
+    sure = Figure(last, "ap(sure)")
+    if sure.metric not in values:
+        return
+    yield sure, Figure(last, "ap(likelihood)"), "asked, against how likely the answer was"
+    if "ap(claim)" in values:
+        yield sure, Figure(last, "ap(claim)"), "asked, against what the answer says of itself"
+    for control in (model for model in results if model not in own):
+        ways = [name for name in results[control].values if name.startswith("ap(")]
+        # The ranking that suits it, also if it was never taught to answer the question.
+        better = max(ways, key=lambda name: results[control].values[name].value or 0.0)
+        yield sure, Figure(control, better), "a control's best ranking"
+    if parallel > 1:
+        surest = Figure(last, f"best{parallel}@t1(sure)")
+        yield surest, Figure(last, f"m{parallel}@t1"), "the surest of its answers against a vote"
 
 
 def _affordable_turns(result: EvalResult) -> int | None:

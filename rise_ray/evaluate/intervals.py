@@ -89,6 +89,9 @@ class Statistic:
 
 Metric = ProblemValues | Statistic
 
+Score = tuple[float, float]
+"""What one run adds to the numerator and denominator of a metric that is a ratio."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:

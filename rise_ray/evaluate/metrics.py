@@ -14,22 +14,33 @@ What the sources leave open is settled here:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from rise_ray.evaluate.intervals import Interval, ProblemValues, Scale, bootstrap_intervals
+from rise_ray.evaluate.confidence import (
+    parallel_sureness,
+    rankings,
+    sequential_sureness,
+    was_asked,
+)
+from rise_ray.evaluate.intervals import (
+    Interval,
+    Metric,
+    ProblemValues,
+    Scale,
+    Score,
+    bootstrap_intervals,
+)
 from rise_ray.evaluate.votes import majority_is_right
 from rise_ray.mdp import Attempt, FinishReason, Outcome, StopReason, Trajectory
 
 EVALUATION = "eval"
 """The phase of an evaluation's trajectories."""
-
-Score = tuple[float, float]
-"""What one run adds to a metric's numerator and denominator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class EvalResult:
     n: int
     samples: int
     metrics: Mapping[str, Interval]
-    values: Mapping[str, ProblemValues]
+    values: Mapping[str, Metric]
     counts: Mapping[str, Any]
 
 
@@ -65,19 +76,20 @@ def evaluate(
     """
     runs = sorted(trajectories, key=lambda t: (t.problem.id, t.sample))
     _check(runs, turns, parallel)
-    scored_turns = [
-        (t.problem.id, sequential_scores(_sequential_run(t), turns))
-        for t in runs
-        if not _errors(t, _sequential_run(t))
-    ]
-    scored_sets = [
-        (t.problem.id, parallel_scores(_parallel_set(t), parallel))
-        for t in runs
-        if not _errors(t, _parallel_set(t))
-    ]
+    sequences = _usable(runs, _sequential_run)
+    sets = _usable(runs, _parallel_set)
     problem_ids = tuple(dict.fromkeys(t.problem.id for t in runs))
-    values = _per_problem(problem_ids, scored_turns, sequential_scores([], turns))
-    values |= _per_problem(problem_ids, scored_sets, parallel_scores([], parallel))
+    values: dict[str, Metric] = {
+        **_per_problem(problem_ids, sequences, partial(sequential_scores, turns=turns)),
+        **_per_problem(problem_ids, sets, partial(parallel_scores, parallel=parallel)),
+    }
+    if was_asked(runs):
+        first = [(problem_id, attempts[0]) for problem_id, attempts in sequences if attempts]
+        values |= {
+            **rankings(first, problem_ids),
+            **_per_problem(problem_ids, sequences, partial(sequential_sureness, turns=turns)),
+            **_per_problem(problem_ids, sets, partial(parallel_sureness, parallel=parallel)),
+        }
     return EvalResult(
         turns=turns,
         parallel=parallel,
@@ -85,7 +97,7 @@ def evaluate(
         samples=max(Counter(t.problem.id for t in runs).values()),
         metrics=bootstrap_intervals(values, bootstrap=bootstrap, seed=seed),
         values=values,
-        counts=_counts(runs, len(scored_turns), len(scored_sets)),
+        counts=_counts(runs, len(sequences), len(sets)),
     )
 
 
@@ -198,21 +210,29 @@ def scale_of(name: str) -> Scale:
 
 def _per_problem(
     problem_ids: tuple[str, ...],
-    scored: Sequence[tuple[str, Mapping[str, Score]]],
-    names: Iterable[str],
+    samples: Sequence[tuple[str, Sequence[Attempt]]],
+    score: Callable[[Sequence[Attempt]], dict[str, Score]],
 ) -> dict[str, ProblemValues]:
     """Each problem's mean over its usable samples; problems without one count nowhere."""
+    scored = [(problem_id, score(attempts)) for problem_id, attempts in samples]
     row = {problem_id: i for i, problem_id in enumerate(problem_ids)}
     rows = np.array([row[problem_id] for problem_id, _ in scored], dtype=np.intp)
-    samples = np.maximum(np.bincount(rows, minlength=len(problem_ids)), 1)
+    counts = np.maximum(np.bincount(rows, minlength=len(problem_ids)), 1)
     values = {}
-    for name in names:
+    for name in score([]):
         pairs = np.array([scores[name] for _, scores in scored], float).reshape(-1, 2)
         numerator, denominator = (
-            np.bincount(rows, added, minlength=len(problem_ids)) / samples for added in pairs.T
+            np.bincount(rows, added, minlength=len(problem_ids)) / counts for added in pairs.T
         )
         values[name] = ProblemValues(problem_ids, numerator, denominator, scale_of(name))
     return values
+
+
+def _usable(
+    runs: Sequence[Trajectory], part: Callable[[Trajectory], Sequence[Attempt]]
+) -> list[tuple[str, Sequence[Attempt]]]:
+    """That part of each run, by the problem's id, where no check of it failed."""
+    return [(t.problem.id, part(t)) for t in runs if not _errors(t, part(t))]
 
 
 def _sequential_run(trajectory: Trajectory) -> Sequence[Attempt]:

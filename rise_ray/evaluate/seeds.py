@@ -22,7 +22,9 @@ from rise_ray.evaluate.compare import Figure, paired, standard_pairs
 from rise_ray.evaluate.intervals import (
     Array,
     Interval,
+    Metric,
     ProblemValues,
+    Statistic,
     difference_scale,
     percentile_interval,
     resampled,
@@ -75,15 +77,13 @@ def seed_comparisons(
     return comparisons
 
 
-def _interval(values: Sequence[ProblemValues], bootstrap: int, seed: int) -> Interval:
+def _interval(values: Sequence[Metric], bootstrap: int, seed: int) -> Interval:
     mean = _mean([one.value for one in values])
     drawn = _over_drawn_seeds(resampled(values, bootstrap, seed), seed)
     return percentile_interval(mean, drawn, values[0].scale, min(one.n for one in values))
 
 
-def _difference(
-    pairs: Sequence[tuple[ProblemValues, ProblemValues]], bootstrap: int, seed: int
-) -> Interval:
+def _difference(pairs: Sequence[tuple[Metric, Metric]], bootstrap: int, seed: int) -> Interval:
     """The mean of the pairs' differences, left minus right."""
     means = [None if a.value is None or b.value is None else a.value - b.value for a, b in pairs]
     ratios = resampled([side for pair in pairs for side in pair], bootstrap, seed)
@@ -110,18 +110,25 @@ def _together(runs: Sequence[Results]) -> dict[str, EvalResult]:
     }
 
 
-def _sum(values: Sequence[ProblemValues]) -> ProblemValues:
-    numerator = np.sum([one.numerator for one in values], axis=0)
-    denominator = np.sum([one.denominator for one in values], axis=0)
-    return replace(values[0], numerator=numerator, denominator=denominator)
+def _sum(values: Sequence[Metric]) -> Metric:
+    """Of ratios their sums, of statistics their mean."""
+    ratios = [one for one in values if isinstance(one, ProblemValues)]
+    if not ratios:
+        each = [one for one in values if isinstance(one, Statistic)]
+        return replace(each[0], of=lambda weights: _mean([one.of(weights) for one in each]))
+    numerator = np.sum([one.numerator for one in ratios], axis=0)
+    denominator = np.sum([one.denominator for one in ratios], axis=0)
+    return replace(ratios[0], numerator=numerator, denominator=denominator)
 
 
-def _values(runs: Sequence[Results], figure: Figure) -> list[ProblemValues]:
+def _values(runs: Sequence[Results], figure: Figure) -> list[Metric]:
     return [run[figure.model].values[figure.metric] for run in runs]
 
 
-def _common(a: ProblemValues, b: ProblemValues) -> tuple[ProblemValues, ProblemValues]:
-    """Both sides without the problems that have no case of one of them."""
+def _common(a: Metric, b: Metric) -> tuple[Metric, Metric]:
+    """Both sides without the problems that have no case of one of them; a statistic needs all."""
+    if isinstance(a, Statistic) or isinstance(b, Statistic):
+        return a, b
     both = (a.denominator > 0) & (b.denominator > 0)
     left, right = (
         replace(side, numerator=side.numerator * both, denominator=side.denominator * both)

@@ -25,6 +25,7 @@ _BASE = "#8b929e"
 _CONTROLS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#999933", "#aa4499")
 # Earlier iterations are paler; each reads on white and on near-black.
 _ITERATION = ("#3b82f6", "#6d9ff2", "#93b8f3")
+_WAYS = (_ITERATION[0], *_CONTROLS[:3])  # to come to one answer
 _STYLE = {
     "svg.fonttype": "none",  # the page's own font
     "font.size": 10,
@@ -58,22 +59,32 @@ def accuracy_by_turn(evaluated: Mapping[str, Record]) -> str:
 
 
 def accuracy_by_tokens(record: Record) -> str:
-    """Accuracy of the sequential and of the parallel vote over what they cost in tokens."""
+    """Accuracy over what it costs in tokens, by each way to come to one answer.
+
+    By a vote over turns or over independent answers; where the model was asked how sure it is, also
+    by stopping as soon as it is, and by the surest of independent answers.
+    """
     turns, parallel = protocol(record)
     metrics = record["metrics"]
-    axes = _axes("generated tokens per problem, mean", "right by majority vote, percent")
+    by_turn, sizes = range(1, turns + 1), range(2, parallel + 1)  # a vote of one is no vote
+    # Answers of a set are drawn alike: k of them cost k times one.
+    set_tokens = metrics["tokens_parallel"]["value"]
+    spent = [size * set_tokens / parallel for size in sizes if set_tokens is not None]
+    ways = {
+        "sequential": ([f"tokens@t{turn}" for turn in by_turn], "m1@t{}", by_turn),
+        "parallel": (spent, "m{}@t1", sizes),
+        "until sure": ([f"tokens_stopped@t{turn}" for turn in by_turn], "stop@t{}(sure)", by_turn),
+        "the surest": (spent, "best{}@t1(sure)", sizes),
+    }
+    axes = _axes("generated tokens per problem, mean", "right, percent of problems")
     ends = []
-    if metrics["m1@t1"]["value"] is not None:
-        spent = [metrics[f"tokens@t{turn}"]["value"] for turn in range(1, turns + 1)]
-        voted = [metrics[f"m1@t{turn}"] for turn in range(1, turns + 1)]
-        ends.append(_banded_line(axes, "sequential", spent, voted, _ITERATION[0]))
-    if parallel > 1 and metrics[f"m{parallel}@t1"]["value"] is not None:
-        # Answers of a set are drawn alike: k of them cost k times one. A vote of one is no vote.
-        answer = metrics["tokens_parallel"]["value"] / parallel
-        sizes = range(2, parallel + 1)
-        spent = [size * answer for size in sizes]
-        voted = [metrics[f"m{size}@t1"] for size in sizes]
-        ends.append(_banded_line(axes, "parallel", spent, voted, _CONTROLS[0]))
+    for (name, (costs, metric, counts)), colour in zip(ways.items(), _WAYS, strict=True):
+        figures = [metrics.get(metric.format(count)) for count in counts]
+        known = [figure for figure in figures if figure and figure["value"] is not None]
+        if not known or len(known) < len(figures):
+            continue
+        x = [metrics[cost]["value"] if isinstance(cost, str) else cost for cost in costs]
+        ends.append(_banded_line(axes, name, x, known, colour))
     return _svg(axes, ends, "accuracy-by-tokens")
 
 

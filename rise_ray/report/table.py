@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -25,6 +25,14 @@ def main_metrics(turns: int, parallel: int) -> list[str]:
     """The metrics of the main table, in order."""
     names = ["m1@t1", f"m{parallel}@t1", f"m1@t{turns}", f"p1@t{turns}", f"pass@{parallel}"]
     return list(dict.fromkeys(names))
+
+
+def sureness_metrics(metrics: Iterable[Container[str]], turns: int, parallel: int) -> list[str]:
+    """The main ones of P(right), in order, that any of several evaluations has."""
+    names = ["ap(sure)", "ap(likelihood)", "ap(claim)", "ece"]
+    names += [f"best{parallel}@t1(sure)", f"stop@t{turns}(sure)"]
+    known = list(metrics)
+    return [name for name in names if any(name in of_model for of_model in known)]
 
 
 def results_table(
@@ -56,7 +64,26 @@ def results_table(
         f"{words.plural(shown['n'], 'problem')} x {words.plural(shown['samples'], 'sample')}; "
         f"{sampling}; window {words.window(shown['window'])}; feedback {shown['feedback']}"
     )
-    return Group(table, Padding(Text(caption, style="dim"), (0, 0, 1, 0)), *lines)
+    caption_below = Padding(Text(caption, style="dim"), (0, 0, 1, 0))
+    return Group(table, *_sureness_table(evaluated, turns, parallel), caption_below, *lines)
+
+
+def _sureness_table(
+    evaluated: Mapping[str, Record], turns: int, parallel: int
+) -> Iterator[RenderableType]:
+    """A row for each model that was asked how sure it is; no table if none was."""
+    metrics = {model: record["metrics"] for model, record in evaluated.items()}
+    names = sureness_metrics(metrics.values(), turns, parallel)
+    if not names:
+        return
+    table = Table(**_PLAIN)
+    table.add_column("model", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("(", "\n("), justify="right")
+    for model, of in metrics.items():
+        cells = (words.percent(of[name]["value"]) if name in of else "" for name in names)
+        table.add_row(Text(_in_lines(printable(model))), *cells)
+    yield table
 
 
 def training_table(trained: Mapping[str, Training]) -> RenderableType:

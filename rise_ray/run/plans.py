@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from rise_ray.config.settings import RunConfig, SamplingConfig, WorkersConfig
 from rise_ray.config.teacher import ModelTeacher, NoTeacher, TeacherConfig
 from rise_ray.errors import ConfigError
+from rise_ray.evaluate.confidence import SURE
 from rise_ray.mdp import MAIN_TRACK, Place, Problem, derive_seed
-from rise_ray.rollout.episode import EpisodePlan
+from rise_ray.rollout.episode import EpisodePlan, Question
 from rise_ray.run.specs import Episodes, Evaluate, Roll, Spec, Train
 
 _Spec = TypeVar("_Spec", bound=Spec)
@@ -132,7 +133,10 @@ def roll_plan(config: RunConfig, spec: Roll, candidates: int) -> EpisodePlan:
     """What a stage's episodes have in common; `candidates` is for a spec that leaves it open."""
     open_ended = spec.episodes.candidates is None
     episodes = replace(spec.episodes, candidates=candidates) if open_ended else spec.episodes
-    return _plan(config, spec.place, episodes, config.rollout.sampling)
+    sampling = config.rollout.sampling
+    if episodes.greedy:
+        sampling = sampling.model_copy(update={"temperature": 0.0, "later_temperature": None})
+    return _plan(config, spec.place, episodes, sampling)
 
 
 def eval_plan(config: RunConfig, place: Place) -> EpisodePlan:
@@ -145,7 +149,10 @@ def eval_plan(config: RunConfig, place: Place) -> EpisodePlan:
         first_state_only=True,
         feedback=protocol.feedback,
     )
-    return _plan(config, place, episodes, protocol.sampling)
+    plan = _plan(config, place, episodes, protocol.sampling)
+    if (asked := protocol.question) is None:
+        return plan
+    return replace(plan, question=Question(SURE, asked.text, asked.words))
 
 
 def _plan(

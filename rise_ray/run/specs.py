@@ -51,6 +51,7 @@ class Episodes:
         first_state_only: candidates at the first state only, not at every visited one.
         last_feedback: the last attempt has feedback after it, too.
         feedback: what is said between turns, by its name.
+        greedy: the likeliest responses, not sampled ones.
         teacher: who answers in the visited states instead of the model.
     """
 
@@ -61,6 +62,7 @@ class Episodes:
     first_state_only: bool = False
     last_feedback: bool = False
     feedback: str = "constant"
+    greedy: bool = False
     teacher: TeacherConfig = _NOBODY
 
 

@@ -114,6 +114,13 @@ def test_the_longest_state_counts_every_turn_that_is_shown(
     check(make())
     three_turns = prompt + 2 * (20 + feedback) + 20
     assert f"at most {three_turns} tokens" in capsys.readouterr().out
+    asking = make("evaluation.question={text: Are you sure, right: <user>, wrong: <assistant>}")
+    inspection = Inspection(asking)
+    list(inspection.findings())
+    assert inspection.lengths is not None
+    assert inspection.lengths.question == 8  # <end> <user> Are you sure <end> <assistant> <user>
+    check(asking)
+    assert f"at most {three_turns + inspection.lengths.question} tokens" in capsys.readouterr().out
     check(make("recipe.window=2", "evaluation.window=2"))
     assert f"at most {prompt + 20 + feedback + 20} tokens" in capsys.readouterr().out
     check(make("model.max_model_len=80"))

@@ -197,6 +197,14 @@ def test_the_figures_of_plain_results_need_no_folder(tmp_path: Path) -> None:
     text = markdown(summary([results, results], [3, 4], config))
     assert "| iteration-2 |" in text
     assert "seed 3 | seed 4" in text
+    assert "ap(sure)" not in text
+    asked = report_run.results(asked=True)
+    asked.pop("rejection_sampling-2")
+    text = markdown(summary([asked, asked], [3, 4], config))
+    (header,) = (line for line in text.splitlines() if line.startswith("| model | ap(sure) |"))
+    row = next(line for line in text.splitlines() if line.startswith("| iteration-2 | 100.0 "))
+    assert header.count("|") == row.count("|")
+    assert "iteration-2 ap(sure) (100.0) against iteration-2 ap(likelihood)" in text
 
 
 def test_the_votes_of_several_tables_are_one_picture_each_with_its_margin(

@@ -7,6 +7,9 @@ opinion of its answer.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from rise_ray.mdp import (
     Attempt,
     FinishReason,
@@ -44,6 +47,24 @@ def attempt(answer: str, tokens: int = 10, text: str | None = None) -> Attempt:
     finish = FinishReason.LENGTH if answer.startswith("~") else FinishReason.STOP
     answer = answer.removeprefix("~")
     return Attempt(text or f"it is {answer}", (1,) * tokens, finish, verdict(answer), 0, 0)
+
+
+def sure(response: Attempt, p: float, logprob: float = -1.0) -> Attempt:
+    """The response, asked about: P(right) as the model says, and the answer's log-probability."""
+    return replace(response, scores={"sure": math.log(p), "logprob": logprob})
+
+
+def all_asked(run: Trajectory, right: float, wrong: float) -> Trajectory:
+    """Every response asked about, with one P for right answers and one for all others."""
+
+    def of(response: Attempt) -> Attempt:
+        return sure(response, right if response.verdict.outcome is Outcome.CORRECT else wrong)
+
+    turns = tuple(
+        replace(turn, attempt=of(turn.attempt), candidates=tuple(map(of, turn.candidates)))
+        for turn in run.turns
+    )
+    return replace(run, turns=turns)
 
 
 def trajectory(

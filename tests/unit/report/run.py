@@ -9,7 +9,7 @@ from rise_ray.config.loading import parse_config
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EvalResult, eval_record, evaluate
 from rise_ray.mdp import Trajectory
-from tests.unit.evaluate.builders import trajectory
+from tests.unit.evaluate.builders import all_asked, trajectory
 
 CONFIG: dict[str, Any] = parse_config(
     "{name: demo, task: {name: countdown}, model: {path: some/model}, "
@@ -43,11 +43,16 @@ def episodes(model: str, problems: int = 80) -> list[Trajectory]:
     return runs
 
 
-def results() -> dict[str, EvalResult]:
-    return {
-        model: evaluate(episodes(model), turns=5, parallel=5, bootstrap=500, seed=0)
-        for model in MODELS
-    }
+def results(asked: bool = False) -> dict[str, EvalResult]:
+    """Of every model; where it was `asked`, the last one knows what it says, the others do not."""
+    found = {}
+    for model in MODELS:
+        runs = episodes(model)
+        if asked:
+            right, wrong = (0.9, 0.2) if model == "iteration-2" else (0.4, 0.6)
+            runs = [all_asked(one, right, wrong) for one in runs]
+        found[model] = evaluate(runs, turns=5, parallel=5, bootstrap=200 if asked else 500, seed=0)
+    return found
 
 
 def records(evaluated: dict[str, EvalResult]) -> list[dict[str, Any]]:

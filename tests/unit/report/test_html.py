@@ -89,6 +89,17 @@ def test_the_page_has_every_section(full: str) -> None:
     assert "tau: 0.5" in full
 
 
+def test_how_sure_it_is_has_a_section_where_that_was_asked(full: str) -> None:
+    results = run.results(asked=True)
+    html = page(records=run.records(results), comparisons=run.comparisons(results))
+    assert "<h2>How sure it is</h2>" in html
+    assert "the surest of 5 first answers <small>best5@t1(sure)</small>" in html
+    assert "first answer of which it is sure" in html
+    assert all(f">{way}</text>" in html for way in ("sequential", "until sure", "the surest"))
+    assert "<h2>How sure it is</h2>" not in full
+    assert ">until sure</text>" not in full
+
+
 def test_the_page_asks_nothing_of_the_network_and_runs_nothing(full: str) -> None:
     elements = Elements(full)
     assert elements.open == []

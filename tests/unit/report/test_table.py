@@ -41,6 +41,16 @@ def test_the_table_fits_80_columns(results: dict) -> None:
     assert "\u2026" not in text  # nothing was cut
 
 
+def test_how_sure_it_is_has_a_table_of_80_columns_where_that_was_asked(results: dict) -> None:
+    asked = run.results(asked=True)
+    text = rendered(run.records(asked), run.comparisons(asked), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    assert all(word in text for word in ("(sure)", "(likelihood)", "ece", "stop@t5"))
+    assert "100.0" in text  # iteration-2 ranks its answers without a fault
+    assert "ece" not in rendered(run.records(results), [])
+
+
 def test_what_each_track_was_trained_on_fits_too_and_shows_a_loss_near_zero(results: dict) -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(training_table(trainings(run.records(results))))
