@@ -32,6 +32,7 @@ SHARING = {
     "tests/system/rollout/test_worker.py": "a pool",
     "tests/system/rollout/test_pool.py": "a pool",
     "tests/system/sync": "engines",
+    "tests/system/recipes": None,
     "tests/system/test_whole_run.py": "a run",
     "tests/system/test_gsm8k_run.py": "a run over text",
     "tests/system/test_submitted_run.py": None,

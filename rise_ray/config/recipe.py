@@ -20,6 +20,7 @@ BUILT_IN = {
     "rise": "rise_ray.recipes.rise:Rise",
     "rejection_sampling": "rise_ray.recipes.rejection_sampling:RejectionSampling",
     "variant": "rise_ray.recipes.variant:Variant",
+    "r_tuning": "rise_ray.recipes.r_tuning:RTuning",
 }
 
 

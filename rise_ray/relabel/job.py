@@ -29,7 +29,7 @@ from rise_ray.errors import TrainError, user_error
 from rise_ray.mdp import Example, Outcome, Place, Trajectory, derive_seed
 from rise_ray.relabel.examples import Relabeled, relabel
 from rise_ray.relabel.rewards import Tally, tally_of
-from rise_ray.relabel.rule import Rule, RuleContext
+from rise_ray.relabel.rule import Asked, Rule, RuleContext
 from rise_ray.store.examples import (
     EXAMPLE_SCHEMA,
     EXAMPLES_PER_PART,
@@ -85,6 +85,7 @@ def write_relabeled(
     max_tokens: int,
     seed: int,
     output: Folder,
+    asked: Asked | None = None,
 ) -> RelabelResult:
     """Relabel the stored trajectories of some places into the examples folder `output`.
 
@@ -92,7 +93,8 @@ def write_relabeled(
     cluster, or an earlier try.
 
     `sealed` has the digest that sealed each of the places; `seed` is of the examples' order and of
-    the rule's draws. What `output` held is replaced. No example is longer than `max_tokens`.
+    the rule's draws; `asked` is the question of a rule that is `Asking`. What `output` held is
+    replaced. No example is longer than `max_tokens`.
 
     For many parts one whole CPU has to be free: without it Ray Data waits for ever.
 
@@ -111,7 +113,7 @@ def write_relabeled(
     relabeled = _in_this_process if few else _by_ray_data
     try:
         tally = _tally(parts, few) if rule.needs_tally else None
-        context = RuleContext(seed, tally)
+        context = RuleContext(seed, tally, asked)
         arguments = {"rule": rule, "max_tokens": max_tokens, "context": context}
         return _write(relabeled(parts, arguments), output, rule.drop_duplicates)
     except ray.exceptions.RayError as error:

@@ -10,8 +10,9 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from rise_ray.config.settings import CertaintyQuestion
 from rise_ray.mdp import Attempt, Span, Trajectory, derive_seed, state_ids
 from rise_ray.relabel.rewards import Tally
 
@@ -33,15 +34,35 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about a response, in tokens, and the words that answer it.
+
+    `ids` are the end of the response's turn, the question, and the header of the answer to it;
+    `labels` has the one token of each word.
+    """
+
+    ids: tuple[int, ...]
+    end_of_turn: int
+    labels: tuple[int, ...]
+
+    def after(self, response: Attempt) -> tuple[int, ...]:
+        """What follows the response: it may have ended its turn itself."""
+        ended = response.token_ids[-1:] == (self.end_of_turn,) == self.ids[:1]
+        return self.ids[1:] if ended else self.ids
+
+
+@dataclass(frozen=True, slots=True)
 class RuleContext:
     """What a rule may know beside its trajectory.
 
     `seed` is of its draws; `tally` counts what was sampled on each problem in all trajectories
-    that are relabeled, for a rule that `needs_tally`.
+    that are relabeled, for a rule that `needs_tally`; `asked` is the question of one that is
+    `Asking`.
     """
 
     seed: int
     tally: Tally | None = None
+    asked: Asked | None = None
 
     def draw(self, trajectory: Trajectory) -> random.Random:
         """The trajectory's own draws: the same for every order and division of the data."""
@@ -66,6 +87,15 @@ class Rule(Protocol):
 
         `dropped` counts the responses that become none, by reason.
         """
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A rule whose rows ask about responses."""
+
+    @property
+    def question(self) -> CertaintyQuestion:
+        """In words: a rule has no tokenizer, so `RuleContext.asked` has it in tokens."""
 
 
 def response_at(trajectory: Trajectory, turn: int, candidate: int) -> Attempt:

@@ -18,8 +18,9 @@ from rise_ray.config.teacher import NoTeacher, TeacherConfig
 from rise_ray.errors import user_error
 from rise_ray.evaluate.compare import standard_comparisons
 from rise_ray.evaluate.metrics import EVALUATION, EvalResult, eval_record, evaluate
-from rise_ray.mdp import MAIN_TRACK, Place, WeightVersion, derive_seed
+from rise_ray.mdp import MAIN_TRACK, Message, Place, WeightVersion, derive_seed
 from rise_ray.models.locate import locate_tokenizer
+from rise_ray.relabel.rule import Asked, Asking, Rule
 from rise_ray.report.console import Console
 from rise_ray.report.html import write_report
 from rise_ray.report.tracking import PhaseLog, start_tracker
@@ -135,6 +136,7 @@ class Stages:
             self.config.model.max_model_len,
             derive_seed(self.config.seed, "relabel", spec.name),
             self._examples(spec.name),
+            self._asked(spec.rule),
         )
         self.console.step(f"{result.manifest.examples:,} examples")
         return {
@@ -143,6 +145,14 @@ class Stages:
             "mean_weight": result.manifest.mean_weight,
             "dropped": result.dropped,
         }
+
+    def _asked(self, rule: Rule) -> Asked | None:
+        """The question of a rule that has one, in the tokens of the run's chats."""
+        if not isinstance(rule, Asking):
+            return None
+        chat, question = self._chat(self._version(BASE)), rule.question
+        ids = chat.feedback_ids([Message("user", "question")], question.text, ())
+        return Asked(ids, chat.end_of_turn, chat.label_ids(question.words))
 
     def _fine_tune(self, spec: Train, log: PhaseLog) -> Result:
         """Fine-tune on the examples; where it is compared, on as many tokens as the other track."""
