@@ -230,6 +230,17 @@ def state_ids(
     return tuple(ids)
 
 
+def after_response(
+    between: tuple[int, ...], end_of_turn: int, response_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """What stands between a response and the next one, where `between` begins with its end.
+
+    A response that ended its turn itself has that token as its own last id.
+    """
+    ended = tuple(response_ids[-1:]) == (end_of_turn,) == between[:1]
+    return between[1:] if ended else between
+
+
 def trajectory_id(run: str, place: Place, problem_id: str, sample: int) -> str:
     """The id of an episode: fixed before it runs, so that writing it twice writes it once."""
     return f"{run}/{place.track}={place.iteration}/{place.phase}/{problem_id}/{sample}"

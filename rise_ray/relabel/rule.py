@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rise_ray.config.settings import CertaintyQuestion
-from rise_ray.mdp import Attempt, Span, Trajectory, derive_seed, state_ids
+from rise_ray.mdp import Attempt, Span, Trajectory, after_response, derive_seed, state_ids
 from rise_ray.relabel.rewards import Tally
 
 
@@ -46,9 +46,8 @@ class Asked:
     labels: tuple[int, ...]
 
     def after(self, response: Attempt) -> tuple[int, ...]:
-        """What follows the response: it may have ended its turn itself."""
-        ended = response.token_ids[-1:] == (self.end_of_turn,) == self.ids[:1]
-        return self.ids[1:] if ended else self.ids
+        """What follows the response, up to the word."""
+        return after_response(self.ids, self.end_of_turn, response.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

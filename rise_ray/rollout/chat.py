@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from rise_ray.config.settings import ModelConfig
 from rise_ray.errors import ModelError
-from rise_ray.mdp import Message
+from rise_ray.mdp import Message, after_response
 
 _ATTEMPT = "rise-ray-attempt-placeholder"
 # What an error proposes: whichever of them are one token each.
@@ -60,9 +60,7 @@ class ChatFormat:
         as its own last id, and the segment starts after it.
         """
         between, end_of_turn = self._after_attempt(prompt, feedback)
-        if attempt_ids and attempt_ids[-1] == end_of_turn and between[0] == end_of_turn:
-            return between[1:]
-        return between
+        return after_response(between, end_of_turn, attempt_ids)
 
     def response_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a response that the model did not sample itself, with its end of turn."""
